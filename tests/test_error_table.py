@@ -241,7 +241,7 @@ def external(at: Place, size: int | None) -> list[str]:
 
 def damaged(at: Place) -> list[str]:
     path = at.folder / "model.onnx"
-    path.write_bytes(b"<!DOCTYPE html>")
+    path.write_bytes(b"\x08\x08\x3a\x7f")
     return ["inspect", str(path)]
 
 

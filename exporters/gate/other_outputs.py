@@ -187,8 +187,8 @@ def _fits_new(
         own = by_class[np.arange(len(winners)), winners]
         return bool((own >= by_class.max(axis=1)).all())
     expected: Sequence[object]
-    if value in tail.columns:
-        expected = winners.tolist()
+    if value in tail.columns:  # as numbers, or as a Cast writes these
+        expected = [str(winner) for winner in winners] if found.dtype.kind in "OSU" else winners.tolist()
     elif value in tail.labels:
         labels = extended_labels(tail.labels[value], class_names[:num_seen], class_names[num_seen:])
         expected = [labels[winner] for winner in winners]

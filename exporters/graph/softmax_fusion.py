@@ -1,7 +1,8 @@
 """Bring a softmax that a converter wrote in primitives back to one operator, so that what follows a head is known.
 
 JAX and TensorFlow write `exp(x - max(x)) / sum(exp(x - max(x)))`, and its logarithm `z - log(sum(exp(z)))`; some leave
-the maximum out, multiply by a reciprocal, or subtract a ReduceLogSumExp.
+the maximum out, multiply by a reciprocal, sum by a ReduceL1, or subtract a ReduceLogSumExp. The logarithm of a Softmax
+is a LogSoftmax, whose exponential is a Softmax.
 Source: ONNX operators Softmax and LogSoftmax, opset 13, one axis each.
 """
 
@@ -36,20 +37,37 @@ def _match(node: ir.Node) -> tuple[str, ir.Value, int] | None:  # noqa: PLR0911 
     if node.op_type == "Div":
         return _softmax(input_of(node, 0), input_of(node, 1))
     if node.op_type == "Mul":
-        for exponential, factor in ((0, 1), (1, 0)):
-            inverse = _producer(input_of(node, factor), "Reciprocal")
-            if inverse is not None:
-                return _softmax(input_of(node, exponential), input_of(inverse, 0))
+        return _by_reciprocal(node)
     if node.op_type == "Sub":
         logarithm = _producer(input_of(node, 1), "Log")
         if logarithm is None:
             return _less_logsumexp(input_of(node, 0), input_of(node, 1))
         return _log_softmax(input_of(node, 0), input_of(logarithm, 0))
+    if node.op_type == "Log":
+        return _other_form("LogSoftmax", _producer(input_of(node, 0), "Softmax"))
     if node.op_type == "Exp":
         before = _producer(input_of(node, 0), "Sub")
         matched = None if before is None else _match(before)
-        return None if matched is None else ("Softmax", *matched[1:])
+        if matched is not None:
+            return "Softmax", *matched[1:]
+        return _other_form("Softmax", _producer(input_of(node, 0), "LogSoftmax"))
     return None
+
+
+def _by_reciprocal(node: ir.Node) -> tuple[str, ir.Value, int] | None:
+    for exponential, factor in ((0, 1), (1, 0)):
+        inverse = _producer(input_of(node, factor), "Reciprocal")
+        if inverse is not None:
+            return _softmax(input_of(node, exponential), input_of(inverse, 0))
+    return None
+
+
+def _other_form(op_type: str, node: ir.Node | None) -> tuple[str, ir.Value, int] | None:
+    """Match the logarithm of a Softmax, or the exponential of a LogSoftmax."""
+    source = None if node is None else input_of(node, 0)
+    if node is None or source is None or source.shape is None:
+        return None
+    return op_type, source, node.attributes.get_int("axis", -1) % len(source.shape)
 
 
 def _less_logsumexp(value: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int] | None:
@@ -74,7 +92,7 @@ def _softmax(exponential: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int
 
 
 def _log_softmax(shifted: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int] | None:
-    summed = _producer(total, "ReduceSum")
+    summed = _producer(total, "ReduceSum") or _producer(total, "ReduceL1")
     power = None if summed is None else _producer(input_of(summed, 0), "Exp")
     if summed is None or power is None or input_of(power, 0) is not shifted:
         return None
@@ -84,7 +102,7 @@ def _log_softmax(shifted: ir.Value, total: ir.Value) -> tuple[str, ir.Value, int
 
 def _sum_axis(total: ir.Value, of: ir.Value) -> int | None:
     """Return the one axis over which a value is the sum of another, kept with length 1."""
-    node = _producer(total, "ReduceSum")
+    node = _producer(total, "ReduceSum") or _producer(total, "ReduceL1")  # exponentials are their own magnitudes
     return None if node is None or input_of(node, 0) is not of else _kept_axis(node)
 
 

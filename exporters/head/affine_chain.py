@@ -5,7 +5,8 @@ Rules:
 1. Every operator that keeps the logits an affine function of the features belongs to the head: a bias that is added
    after a MatMul, a scale per class, a temperature, a cosine head's scale and constant margin, the mean over positions.
 2. All of it is folded into the rows, so that `logits = features @ weight.T + bias` holds.
-3. A cast belongs to it too: a float16 head's logits are joined to others where they are float32 again.
+3. A cast belongs to it too: a float16 head's logits are joined to others where they are float32 again. So does what
+   moves logits between axes, where a bias or a temperature follows it: a 1x1 convolution, flattened, then divided.
 4. A value that something else uses as well ends the head.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.class_axis import reduced_axes
+from exporters.graph.class_axis import Carrier, follow, reduced_axes
 from exporters.graph.constants import constant_array, constant_shape, constant_size, is_constant
 from exporters.graph.reading import input_of, integers, only_user
 from icis_deploy.common.arrays import Float64
@@ -27,6 +28,7 @@ from icis_deploy.common.arrays import Float64
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
 _PASSED_THROUGH = frozenset({"Dropout", "Identity", "QuantizeLinear"})
+_MOVES = frozenset({"Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def trace_affine_chain(linear: ir.Node, *, num_classes: int, class_axis: int) ->
         nodes.append(node)
         value, axis = node.outputs[0], following
         # What only passes logits through stays outside, unless something that belongs to the head comes after it.
-        if node.op_type not in _PASSED_THROUGH | {"Reshape", "Transpose"}:
+        if node.op_type not in _PASSED_THROUGH | _MOVES:
             chain = AffineChain(
                 nodes=tuple(nodes), logits=value, class_axis=axis, has_positions=_has_positions(value, axis)
             )
@@ -124,6 +126,8 @@ def _axis_after(node: ir.Node, value: ir.Value, axis: int, num_classes: int) -> 
         return axis
     if node.op_type in {"Cast", "DequantizeLinear"}:
         return axis if node.outputs[0].dtype in FLOAT_TYPES else None
+    if node.op_type in _MOVES and not _has_positions(value, axis):
+        return _axis_after_move(node, value, axis, num_classes)
     moved = _AXIS_AFTER.get(node.op_type)
     return None if moved is None else moved(node, value, axis)
 
@@ -150,6 +154,18 @@ def _fits(operand: ir.Value, value: ir.Value, axis: int, num_classes: int) -> bo
         return True
     along = [size for index, size in enumerate(shape, start=rank - len(shape)) if index != axis]
     return constant_size(operand) == num_classes and all(size == 1 for size in along)
+
+
+def _axis_after_move(node: ir.Node, value: ir.Value, axis: int, num_classes: int) -> int | None:
+    """Return the class axis after logits of one position moved; `None` where the images are then not the first axis."""
+    if node.inputs[0] is not value:
+        return None
+    followed = follow(node, [Carrier(value=value, axis=axis, num_classes=num_classes)])
+    before, after = value.shape, node.outputs[0].shape
+    if followed.obstacle is not None or not followed.axis or before is None or after is None:
+        return None
+    # A Reshape may leave the number of images open; what it joins with classes is an obstacle.
+    return followed.axis if node.op_type == "Reshape" or before[0] == after[0] else None
 
 
 def _axis_after_flattening(node: ir.Node, value: ir.Value, axis: int) -> int | None:

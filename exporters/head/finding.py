@@ -4,7 +4,8 @@ Rules:
 
 1. From each output the graph is walked backward, through what may follow logits, to the first linear operators.
 2. A head is certain if it is the only one found so, and only what usually follows logits comes after it: softmax,
-   sigmoid, TopK, ArgMax, reshapes, casts. What feeds another linear operator cannot take more classes, so it is none.
+   sigmoid, TopK, ArgMax, reshapes, casts. What feeds another linear operator cannot take more classes, so it is none;
+   nor is that operator, where it takes the probabilities or the choice of a head, as one that sums classes to groups.
 3. What is not certain is an error that names the candidates; `head_node` chooses one. No name decides anything.
 """
 
@@ -132,16 +133,18 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
             model, _chosen(model, head_node), certainty="chosen", reason=f"chosen by its name, {head_node}"
         )
     candidates, refusals = _candidates(model)
-    usable = [each for each in candidates if not each.tail.obstacles]
+    of_scores = [each for each in candidates if _takes_scores(each, candidates)]
+    usable = [each for each in candidates if not each.tail.obstacles and each not in of_scores]
     certain = [each for each in usable if not each.tail.warnings]
     if len(certain) == 1:
         return _location(model, certain[0], certainty="certain", reason=_reason(certain[0]))
     if not candidates:
         raise _nothing_found(model, refusals)
     if not usable:
+        blocked = _listed([each for each in candidates if each not in of_scores])
         raise ModelLoadError(
-            f"No class can be added to this model's head: {_listed(candidates)}.",
-            found=_listed(candidates),
+            f"No class can be added to this model's head: {blocked}.",
+            found=blocked,
             hint="Export the model without that part.",
         )
     if len(usable) == 1:
@@ -233,6 +236,19 @@ def _candidates(model: ir.Model) -> tuple[list[Candidate], list[str]]:
             tail = trace_tail(pattern.logits, pattern.chain.class_axis, pattern.num_classes)
             found.append(Candidate(pattern=pattern, tail=tail))
     return found, refusals
+
+
+def _takes_scores(candidate: Candidate, candidates: list[Candidate]) -> bool:
+    """Say whether a linear operator multiplies the probabilities that another one gives, or the class that it chose."""
+    features = candidate.pattern.features
+    node = features.producer()
+    for other in candidates:
+        if other is candidate or features not in other.tail.axes:
+            continue
+        is_choice = node is not None and node.op_type == "OneHot"
+        if is_choice or (other.tail.axes[features] is not None and "Softmax" in other.tail.path_to(features)):
+            return True
+    return False
 
 
 def _linear_before(output: ir.Value) -> tuple[list[ir.Node], list[str]]:

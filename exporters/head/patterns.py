@@ -13,7 +13,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporters.graph.constants import STANDARD_DOMAINS, constant_array, constant_shape, constant_size, is_constant
+from exporters.graph.constants import (
+    STANDARD_DOMAINS,
+    constant_array,
+    constant_nodes,
+    constant_shape,
+    constant_size,
+    is_constant,
+)
 from exporters.graph.reading import input_of, integers, label, shape_of
 from exporters.head.affine_chain import FLOAT_TYPES, AffineChain, scale_and_offset, trace_affine_chain
 from icis_deploy.head.head import rows_per_block
@@ -67,8 +74,7 @@ class HeadPattern:
     @property
     def is_quantized(self) -> bool:
         """Whether the weight is stored as integers that a DequantizeLinear turns into floats."""
-        producer = self.weight.producer()
-        return producer is not None and producer.op_type == "DequantizeLinear"
+        return dequantization_of(self.weight) is not None
 
 
 def is_linear(node: ir.Node) -> bool:
@@ -79,6 +85,14 @@ def is_linear(node: ir.Node) -> bool:
 def has_rows(node: ir.Node) -> bool:
     """Say whether a linear operator multiplies something that depends on the input with a constant."""
     return is_constant(node.inputs[1]) and not is_constant(node.inputs[0])
+
+
+def dequantization_of(weight: ir.Value) -> ir.Node | None:
+    """Return the DequantizeLinear that a constant comes from, through a transposition or not; `None` if from none."""
+    nodes = constant_nodes(weight) or []
+    found = [node for node in nodes if node.op_type == "DequantizeLinear"]
+    others = {node.op_type for node in nodes} - {"DequantizeLinear", "Transpose", "Identity", "Reshape"}
+    return found[0] if len(found) == 1 and not others else None
 
 
 def match_head(node: ir.Node) -> HeadPattern | str:

@@ -1,8 +1,8 @@
 """Put rows into a graph as the weight and bias of a Gemm, in the form that the head's own rows have.
 
 A quantized head stays quantized: its own rows keep their integers and their scales, bit for bit, and each new row gets
-a scale of its own. Stored as floats are: a weight of another integer type than int8 and uint8,
-and a bias that does not fit into int32 at the scale that it must have.
+a scale of its own. Stored as floats are: a weight of another integer type than int8 and uint8, or of other scales than
+one per row, and a bias that does not fit into int32 at the scale that it must have.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.graph.constants import constant_array, constant_nodes, constant_size, is_constant
+from exporters.graph.constants import constant_array, constant_size, is_constant
 from exporters.graph.edits import add_initializer, add_node, add_tensor, unused_name
 from exporters.graph.reading import input_of, shape_of
 from exporters.head.affine_chain import scale_and_offset
 from exporters.head.expanded_head import AnyHead
-from exporters.head.patterns import HeadPattern
+from exporters.head.patterns import HeadPattern, dequantization_of
 from icis_deploy.common.arrays import Float64
 from icis_deploy.head.head import Head
 
@@ -39,12 +39,13 @@ def add_rows(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, features: ir.
     Returns:
         Weight `(num_classes, feature_dim)` and bias `(num_classes,)` for a Gemm with transB = 1.
     """
-    stored = _dequantization(pattern.weight)
-    if stored is None or stored.inputs[0] is None or stored.inputs[0].dtype not in _INTEGERS:
+    stored = dequantization_of(pattern.weight)
+    dtype = None if stored is None else input_of(stored, 0).dtype
+    scales = None if stored is None or dtype not in _INTEGERS else _row_scales(pattern, head, stored)
+    if scales is None or dtype is None:
         weight = _add_weight(graph, head, features.dtype)
         return weight, add_initializer(graph, HEAD_BIAS, head.bias, dtype=features.dtype)
-    scales = _row_scales(pattern, head, stored)
-    weight = _add_quantized_weight(graph, head, scales, stored.inputs[0].dtype, features, before=pattern.node)
+    weight = _add_quantized_weight(graph, head, scales, dtype, features, before=pattern.node)
     return weight, _add_bias(graph, pattern, head, scales, features)
 
 
@@ -54,29 +55,25 @@ def _add_weight(graph: ir.Graph, head: AnyHead, dtype: ir.DataType | None) -> ir
     return add_tensor(graph, head.weight_tensor(dtype or ir.DataType.FLOAT, unused_name(graph, HEAD_WEIGHT)))
 
 
-def _dequantization(weight: ir.Value) -> ir.Node | None:
-    """Return the DequantizeLinear that a weight comes from, through a transposition or not."""
-    nodes = constant_nodes(weight) or []
-    found = [node for node in nodes if node.op_type == "DequantizeLinear"]
-    others = {node.op_type for node in nodes} - {"DequantizeLinear", "Transpose", "Identity", "Reshape"}
-    return found[0] if len(found) == 1 and not others else None
+def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64 | None:
+    """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row.
 
-
-def _row_scales(pattern: HeadPattern, head: AnyHead, stored: ir.Node) -> Float64:
-    """Return one step per row: the head's own where the row is a whole number of those, else one that spans the row."""
+    `None` where the head's own rows have no such steps, as with a scale per feature or per block of features.
+    """
     largest = np.abs(head.weight).max(axis=1).astype(np.float64)
     own = np.where(largest > 0, largest, _STEPS_PER_SIDE) / _STEPS_PER_SIDE
     kept = np.abs(scale_and_offset(pattern.node, pattern.chain)[0]) * constant_array(input_of(stored, 1)).astype(
         np.float64
     )
-    if kept.size not in {1, pattern.num_classes}:  # a step per feature, or per block of features
-        return own
+    if kept.size not in {1, pattern.num_classes}:
+        return None
     num_own = min(pattern.num_classes, head.num_classes)
     scales = own.copy()
     scales[:num_own] = np.broadcast_to(kept.reshape(-1), pattern.num_classes)[:num_own]
     steps = head.weight / scales[:, None]
     whole = np.abs(steps - np.rint(steps)).max(axis=1) < _ROUNDING
-    return np.where(whole & (np.abs(steps).max(axis=1) < _STEPS_PER_SIDE + 1.5), scales, own)
+    fits = whole & (np.abs(steps).max(axis=1) < _STEPS_PER_SIDE + 1.5)
+    return np.where(fits, scales, own) if fits[:num_own].all() else None
 
 
 def _add_quantized_weight(
@@ -95,7 +92,7 @@ def _add_bias(graph: ir.Graph, pattern: HeadPattern, head: AnyHead, scales: Floa
     """Add the bias as int32 where the head's own is: at the feature's scale times the row's, as runtimes expect it."""
     feature_scale = _feature_scale(features)
     bias = pattern.node.inputs[2] if len(pattern.node.inputs) > 2 else None
-    if bias is not None and _dequantization(bias) is not None and feature_scale is not None:
+    if bias is not None and dequantization_of(bias) is not None and feature_scale is not None:
         steps = np.rint(head.bias.astype(np.float64) / (scales * feature_scale))
         if np.abs(steps).max() < np.iinfo(np.int32).max:
             stored = add_initializer(graph, f"{HEAD_BIAS}_quantized", steps.astype(np.int32))

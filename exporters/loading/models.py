@@ -202,6 +202,8 @@ def load_model(
     if not isinstance(spec, str):
         return _load_module(spec, weights, input_shape, preprocessing)
     suffix = Path(spec).suffix.lower()
+    if "://" in spec:
+        raise unknown_model(spec)
     if suffix in {".onnx", ".pt2"}:
         _refuse_weights(weights, spec=spec)
         return _load_onnx(spec, input_shape, preprocessing) if suffix == ".onnx" else _load_program(spec, input_shape)

@@ -1,4 +1,4 @@
-"""Run the user's ONNX file, unchanged, in ONNX Runtime."""
+"""Run the user's ONNX file in ONNX Runtime: what it computes is unchanged."""
 
 from __future__ import annotations
 
@@ -38,19 +38,29 @@ class OriginalOnnx:
 
     def _session_with(self, output: str | None) -> Any:
         if output not in self._sessions:
-            model = self._path if output is None else _with_output(self._path, output)
-            self._sessions[output] = _session(model, self._path)
+            model = self._path if output is None else _edited(self._path, output)
+            session = _session(model, self._path)
+            if output is None and any(0 in value.shape for value in session.get_inputs()):
+                session = _session(_edited(self._path), self._path)
+            self._sessions[output] = session
         return self._sessions[output]
 
 
-def _with_output(path: Path, output: str) -> bytes:
-    """Return the bytes of a model with one more output, nothing else changed; external weights stay in their files.
+def _edited(path: Path, output: str | None = None) -> bytes:
+    """Return the bytes of a model with one more output, and inputs of size 0 of any size; nothing else is changed.
 
-    With them it may exceed what a protobuf holds.
+    ONNX Runtime takes 0, which converters write for an open size, at its word, and then takes nothing else. External
+    weights stay in their files: with them a model may exceed what a protobuf holds.
     """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                dim.Clear()
+    if output is None:
+        return bytes(model.SerializeToString())
     if not any(output in node.output for node in model.graph.node):
         raise IncompatibleError(
             f"{path} has no value {output!r}.",

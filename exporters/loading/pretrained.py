@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.loading.torch_modules import import_torch, quiet_torch
 from exporters.onnx_io.files import first_line
+from exporters.onnx_io.foreign_files import foreign_file
 from exporters.stated.processors import PROCESSOR_FILE, load_processor, preprocessing_of_processor
 from exporters.stated.statement import Statement, names_by_index, stated
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
@@ -59,6 +60,7 @@ def is_pretrained(spec: str) -> bool:
     return _HUB_NAME.fullmatch(spec) is not None and not Path(path.parts[0]).exists() and path.suffix not in _SUFFIXES
 
 
+_WEIGHTS_SUFFIXES = frozenset({".bin", ".safetensors"})
 _SUFFIXES = frozenset({".onnx", ".pt2", ".pth", ".pt", ".safetensors", ".json", ".txt"})
 """Of files: who forgot to make one means no model on the hub."""
 
@@ -190,6 +192,16 @@ def _refusal(spec: str, error: Exception) -> ModelLoadError:
             hint="Check the name. Without a network, download the model where there is one (hf download NAME), and "
             "give its folder.",
         )
+    for file in sorted(Path(spec).glob("*.*")):
+        foreign = foreign_file(file, may_be_zip=True) if file.suffix in _WEIGHTS_SUFFIXES else None
+        if foreign is not None:
+            return ModelLoadError(
+                f"transformers cannot load {spec} as an image classifier: {file.name} is {foreign[0]}.",
+                found=foreign[0],
+                expected="weights of an image classifier of transformers",
+                where=file,
+                hint=foreign[1],
+            )
     return ModelLoadError(
         f"transformers cannot load {spec} as an image classifier: {first_line(error)}.",
         found=first_line(error),

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from exporters.graph.edits import unused_name
 from exporters.loading.torch_modules import MAX_MEMBERS, import_torch, quiet_torch
 from exporters.onnx_io.files import check_model, first_line, normalized
+from exporters.onnx_io.foreign_files import foreign_file
 from icis_deploy.common.archives import open_archive
 from icis_deploy.common.files import open_plain
 from icis_deploy.common.json_fields import load_strict
@@ -150,17 +151,20 @@ def _refuse_pickles(path: Path) -> None:
             payloads = {name: load_strict(_read_capped(archive, name)).get("config", {}) for name in configs}
             samples = [_read_capped(archive, name) for name in archive.namelist() if "/data/sample_inputs/" in name]
     except (zipfile.BadZipFile, OSError, ValueError, AttributeError, EOFError) as error:
+        foreign = foreign_file(path, may_be_zip=True)
+        found = first_line(error) if foreign is None else f"it is {foreign[0]}"
+        hint = "It may be truncated or another kind of file; save it again with torch.export.save."
         raise ModelLoadError(
-            f"{path} ({path.stat().st_size} bytes) is not a .pt2 archive: {first_line(error)}.",
-            found=first_line(error),
+            f"{path} ({path.stat().st_size} bytes) is not a .pt2 archive: {found}.",
+            found=found,
             where=path,
-            hint="It may be truncated or another kind of file; save it again with torch.export.save.",
+            hint=hint if foreign is None else foreign[1],
         ) from error
     if len(payloads) < 2:
         raise ModelLoadError(
             f"{path} is no torch.export archive of torch 2.8 or newer, or it is truncated.",
             where=path,
-            hint="Save it again with torch.export.save.",
+            hint="Save it again with torch.export.save; weights and TorchScript are no such program.",
         )
     for config in payloads.values():
         for name, payload in config.items():

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.onnx_io.files import first_line
+from exporters.onnx_io.foreign_files import foreign_file
 from icis_deploy.common.archives import open_archive
 from icis_deploy.common.files import open_plain
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
@@ -106,6 +107,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # safetensors', zipfile's, pickle's and torch's own types
         # torch's own message advises to read the file without `weights_only`, which would run whatever code is in it.
         reason = first_line(error) if path.suffix == ".safetensors" else type(error).__name__
+        foreign = foreign_file(path, may_be_zip=True)
+        if foreign is not None:
+            raise ModelLoadError(
+                f"{path} cannot be read as weights: it is {foreign[0]}.",
+                found=foreign[0],
+                expected="a .safetensors file, or a .pth file of tensors",
+                where=path,
+                hint=foreign[1],
+            ) from error
         raise ModelLoadError(
             f"{path} cannot be read as weights ({reason}). Expected a .safetensors file, or a .pth file with nothing "
             f"but tensors in it.",

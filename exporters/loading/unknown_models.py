@@ -11,6 +11,11 @@ from icis_deploy.common.closest import did_you_mean_path
 from icis_deploy.errors import ModelLoadError
 
 _CONVERTED = "Convert it to ONNX, with {}, and give that."
+_FOR_A_RUNTIME = "It was converted for one runtime: give the .onnx or torch model that it was made from."
+_WEIGHTS = (
+    "Weights alone are no model: give them as `weights`, and package.module:factory as the model. Of TorchScript, "
+    "export the module that it was made from."
+)
 _INSTEAD: Mapping[str, str] = {
     ".h5": _CONVERTED.format("tf2onnx"),
     ".icis": "It is a class update: give the model that it was made for, and the update to `Device.apply()`, or to "
@@ -20,10 +25,12 @@ _INSTEAD: Mapping[str, str] = {
     ".pb": _CONVERTED.format("tf2onnx"),
     ".pdmodel": _CONVERTED.format("paddle2onnx"),
     ".pkl": _CONVERTED.format("the converter of what wrote it, such as skl2onnx"),
-    ".pt": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
-    ".pth": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
-    ".safetensors": "Weights alone are no model: give them as `weights`, and package.module:factory as the model.",
     ".tflite": _CONVERTED.format("tf2onnx"),
+    ".zip": "Unpack it, and give the model that is in it.",
+    ".gz": "Unpack it, and give the model that is in it.",
+    **dict.fromkeys((".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".torchscript"), _WEIGHTS),
+    **dict.fromkeys((".engine", ".mlmodel", ".mlpackage", ".mnn", ".ort", ".param", ".plan", ".pte"), _FOR_A_RUNTIME),
+    **dict.fromkeys((".rknn", ".trt", ".xml"), _FOR_A_RUNTIME),
 }
 """By the ending of a file that is no model, what to do instead."""
 
@@ -50,11 +57,15 @@ def unknown_model(spec: str) -> ModelLoadError:
 def _found(spec: str) -> tuple[str, str]:
     """Return what stands at a path, and what to do."""
     path = Path(spec)
+    if "://" in spec:
+        return "an address", "Download the model, and give the file or folder."
     if path.is_dir():
         return _found_folder(path)
     suffix = path.suffix.lower()
     if path.exists():
-        return f"a file of type {suffix or 'unknown'}", _INSTEAD.get(suffix, "Give the model itself.")
+        return f"a file of type {suffix or 'unknown'}", _INSTEAD.get(
+            suffix, "Give the model itself; what is ONNX ends in .onnx."
+        )
     hint = did_you_mean_path(spec)
     if not hint and _DOTTED.fullmatch(spec):
         module, _, name = spec.rpartition(".")

@@ -21,7 +21,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from exporters.onnx_io.shape_inference import infer_shapes
+from exporters.onnx_io.foreign_files import foreign_file
+from exporters.onnx_io.shape_inference import derive_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
 from icis_deploy.common.files import open_plain, write_failure, write_file
 from icis_deploy.errors import ExportError, ModelLoadError
@@ -77,11 +78,13 @@ def load_onnx_file(path: Path) -> ir.Model:
             f"{path}: {error.what}", found=error.found, expected=error.expected, where=path, hint=error.hint
         ) from error
     except Exception as error:  # protobuf's, onnx-ir's and our own types, depending on where the file is broken
+        foreign = foreign_file(path)
+        found = first_line(error) if foreign is None else f"it is {foreign[0]}"
         raise ModelLoadError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {first_line(error)}.",
-            found=first_line(error),
+            f"{path} ({path.stat().st_size} bytes) cannot be read as ONNX: {found}.",
+            found=found,
             where=path,
-            hint=_unread_hint(path),
+            hint=_unread_hint(path) if foreign is None else foreign[1],
         ) from error
     _check_external_weights(model, path)
     common.TopologicalSortPass()(model)  # runtimes take a graph in any order, and some converters write one
@@ -159,7 +162,7 @@ def normalized(model: ir.Model, *, where: str) -> ir.Model:
     for node in model.graph.all_nodes():
         node.name = node.name or node.outputs[0].name  # as viewers label a node without a name
     common.NameFixPass()(model)
-    infer_shapes(model)
+    derive_shapes(model)
     return model
 
 
@@ -280,7 +283,7 @@ def _check_external_weights(model: ir.Model, path: Path) -> None:
 def _open_dimensions(model: ir.Model) -> None:
     """Let dimensions that are no positive numbers be of any size, in place.
 
-    Converters write -1, 0 or "-1" where a size is open; ONNX Runtime takes any size there. The ONNX standard has no
+    Converters write -1, 0 or "-1" where a size is open; for ONNX Runtime 0 alone is a size. The ONNX standard has no
     negative dimension, and a constant without elements keeps its 0: it is no stated shape, but its own.
     """
     values = [*model.graph.inputs, *model.graph.outputs]

@@ -7,6 +7,7 @@ computed in the graph. Where that feeds a linear operator, the weight says how w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,8 +31,46 @@ def infer_shapes(model: ir.Model) -> None:
             axes = _width_axes(node)
             if axes is not None:
                 _state_width(node, *axes)
-        if matrices:  # what follows them can be derived now
+        rest = [_state_rest(node) for node in model.graph]
+        if matrices or any(rest):  # what follows them can be derived now
             inference(model)
+
+
+def derive_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types from the inputs on, in place; what a file states counts where no size can be derived.
+
+    Files state sizes that their graphs do not have: those of before a head was replaced, a batch of one, no axes at
+    all. Runtimes warn of it and go by the graph; inference stops where the two contradict each other.
+    """
+    stated = {
+        value: value.shape
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None and value.const_value is None
+    }
+    for value in stated:
+        value.shape = None
+    infer_shapes(model)
+    added = [_state_where_open(value, shape) for value, shape in stated.items()]
+    if any(added):
+        infer_shapes(model)
+
+
+def _state_where_open(value: ir.Value, stated: ir.Shape) -> bool:
+    """Give a value what a file states of its shape and was not derived; say whether more sizes are known by it."""
+    derived = value.shape
+    if derived is None:
+        value.shape = stated
+        return True
+    if len(derived) != len(stated):
+        return False
+    pairs = list(zip(derived, stated, strict=True))
+    value.shape = ir.Shape([own if isinstance(own, int) or _is_unnamed(said) else said for own, said in pairs])
+    return any(isinstance(said, int) and not isinstance(own, int) for own, said in pairs)
+
+
+def _is_unnamed(dim: int | ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and dim.value is None
 
 
 @contextmanager
@@ -71,6 +110,25 @@ def _state_width(node: ir.Node, axis: int, weight_axis: int) -> None:
         dims = list(value.shape)
         dims[axis] = width
         value.shape = ir.Shape(dims)
+
+
+def _state_rest(node: ir.Node) -> bool:
+    """Put the one size that a Reshape leaves open into what it gives, where the others are known; say whether it was.
+
+    It has as many elements as what it takes: `(n, 12, 1, 1)` becomes `(n, 12)` in `x.view(len(x), -1)`.
+    """
+    if node.op_type != "Reshape" or node.domain not in {"", "ai.onnx"} or node.inputs[0] is None:
+        return False
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if not before or not after or before[0] != after[0] or (not isinstance(before[0], int) and before[0].value is None):
+        return False
+    taken = [size for size in before[1:] if isinstance(size, int)]
+    given = [size for size in after[1:] if isinstance(size, int)]
+    if len(taken) != len(before) - 1 or len(given) != len(after) - 2 or math.prod(taken) % (math.prod(given) or 1):
+        return False
+    rest = math.prod(taken) // (math.prod(given) or 1)
+    node.outputs[0].shape = ir.Shape([after[0], *(size if isinstance(size, int) else rest for size in after[1:])])
+    return True
 
 
 def _of_unknown_shape(value: ir.Value | None) -> bool:

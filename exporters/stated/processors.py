@@ -36,11 +36,12 @@ _WARPED_FROM = 384
 """Short side from which ConvNeXT's processor squashes instead of cropping."""
 
 
-def load_processor(folder: str, **options: Any) -> Any:
+def load_processor(folder: str, *, name: str | None = None, **options: Any) -> Any:
     """Load the image processor of a model's folder.
 
     Args:
         folder: A folder, or the name of a model on the hub.
+        name: What to call it in messages; `None` calls it as the folder.
         options: Further arguments of `from_pretrained`.
 
     Raises:
@@ -52,7 +53,7 @@ def load_processor(folder: str, **options: Any) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"{PROCESSOR_FILE} is read by transformers, which is not installed.",
-            where=folder,
+            where=name or folder,
             hint="Install it: pip install 'icis-deploy[hub]'.",
         ) from error
     # Pillow's own resizing, which the device has; both names mean that.
@@ -62,9 +63,9 @@ def load_processor(folder: str, **options: Any) -> Any:
         return load(folder, trust_remote_code=False, **pillow, **options)
     except Exception as error:  # transformers' and huggingface_hub's own types, which share no base
         raise ModelLoadError(
-            f"transformers cannot load the image processor of {folder}: {reason_of(error)}.",
+            f"transformers cannot load the image processor of {name or folder}: {reason_of(error)}.",
             found=reason_of(error),
-            where=folder,
+            where=name or folder,
             hint=GIVE_PREPROCESS,
         ) from error
 

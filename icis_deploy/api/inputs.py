@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,11 +16,16 @@ from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import DescriptorError, UsageError
-from icis_deploy.head.class_names import load_class_list
+from icis_deploy.head.class_names import load_class_list, names_in_order
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.inputs import as_array, holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
-from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing, preprocessing_from_json
+from icis_deploy.images.preprocessing import (
+    Preprocessing,
+    preprocessing_from_json,
+    read_settings,
+    require_scale,
+)
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource
 from icis_deploy.updates.envelope import load_update
@@ -111,28 +118,7 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
         return None
     if isinstance(given, str | os.PathLike):
         return load_class_list(Path(given))
-    if isinstance(given, Mapping):
-        by_number = {int(number): name for number, name in given.items()}
-        missing = next((number for number in range(len(by_number)) if number not in by_number), None)
-        if missing is not None:
-            raise UsageError(
-                f"The names by number have none for {missing}.",
-                found=tuple(sorted(by_number)),
-                expected=f"0 to {len(by_number) - 1}",
-                hint="Give a name for each output of the model, from 0 on.",
-            )
-        names: list[Any] = [by_number[number] for number in range(len(by_number))]
-    else:
-        names = list(given)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise UsageError(
-            f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
-            found=shown(wrong),
-            expected="names of classes, as text",
-            hint="Give names as text: a list of numbers is no list of names.",
-        )
-    return tuple(str(name) for name in names)
+    return names_in_order(given if isinstance(given, Mapping) else list(given))
 
 
 def inputs_from(
@@ -188,7 +174,7 @@ def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:
 
     Args:
         given: What says it: a preprocessing; a JSON file or a mapping with the same keys; an image processor of
-            transformers, or its `preprocessor_config.json`; or transforms of torchvision or timm.
+            transformers, or its `preprocessor_config.json` under any name; or transforms of torchvision or timm.
 
     Raises:
         LoadError: If a file cannot be read.
@@ -198,15 +184,34 @@ def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:
     if given is None or isinstance(given, Preprocessing):
         return given
     if isinstance(given, Mapping):
-        return preprocessing_from_json(given, where="preprocess")
+        return _preprocessing_of_values(given, where="preprocess")
     if not isinstance(given, str | Path):
         return _preprocessing_of_library(given)
     path = Path(given)
-    return _processor_in(path) if path.name == _PROCESSOR_FILE and path.is_file() else load_preprocessing(path)
+    if path.name == _PROCESSOR_FILE and path.is_file():
+        return _processor_in(path)
+    return _preprocessing_of_values(read_settings(path), where=str(path))
 
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 """What transformers writes an image processor to; with its class the file also says what it leaves out."""
+
+_PROCESSOR_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
+
+
+def _preprocessing_of_values(values: Mapping[str, Any], *, where: str) -> Preprocessing:
+    """Return what settings of our own say, or those of an image processor under whatever file name."""
+    if not _PROCESSOR_KEYS & values.keys():
+        preprocessing = preprocessing_from_json(values, where=where)
+        require_scale(preprocessing, where=where)
+        return preprocessing
+    enable_workbench()
+    from exporters.stated.processors import load_processor, preprocessing_of_processor
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / _PROCESSOR_FILE).write_text(json.dumps(dict(values)))
+        processor = load_processor(folder, name=where, local_files_only=True)
+    return preprocessing_of_processor(processor, where=where)
 
 
 def _processor_in(path: Path) -> Preprocessing:

@@ -1,14 +1,16 @@
-"""Class names: unique, in the order of the logits, one a line in a file."""
+"""Class names: unique, in the order of the logits, one a line in a file, or as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from icis_deploy.common.files import read_list
+from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.common.text_lines import split_lines
-from icis_deploy.errors import ClassConflictError, LoadError
+from icis_deploy.errors import ClassConflictError, LoadError, UsageError
 
 MAX_LIST_BYTES = 1 << 26
 MAX_NAMES_IN_MESSAGE = 5
@@ -81,9 +83,51 @@ def quoted(class_names: Sequence[str]) -> str:
     return f"{first} and {more} more" if more > 0 else first
 
 
-def load_class_list(path: Path) -> tuple[str, ...]:
-    """Read a text file with one class name a line, in the order of the logits.
+def names_in_order(stated: Mapping[Any, Any] | Sequence[Any]) -> tuple[str, ...]:
+    """Return names that are listed, or stand by their numbers from 0 on, in the order of the logits.
 
+    Raises:
+        UsageError: If one is no text, or the numbers are others.
+    """
+    names = list(stated)
+    if isinstance(stated, Mapping):
+        by_number = {str(number): name for number, name in stated.items()}
+        missing = next((number for number in range(len(by_number)) if str(number) not in by_number), None)
+        if missing is not None:
+            raise UsageError(
+                f"The names by number have none for {missing}.",
+                found=tuple(stated),
+                expected=f"0 to {len(by_number) - 1}",
+                hint="Give a name for each output of the model, from 0 on.",
+            )
+        names = [by_number[str(number)] for number in range(len(by_number))]
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"The class name {shown(wrong)} is {shown(type(wrong).__name__)}; expected text.",
+            found=shown(wrong),
+            expected="names of classes, as text",
+            hint="Give names as text: a list of numbers is no list of names.",
+        )
+    return tuple(str(name) for name in names)
+
+
+def _json_names(text: str) -> Mapping[Any, Any] | Sequence[Any] | None:
+    """Return what a class list holds as JSON; `None` where it is none: a name may begin with a bracket, too."""
+    if text[:1] not in {"[", "{"}:
+        return None
+    try:
+        value = load_strict(text)
+    except ValueError:
+        return None
+    named = value.get("id2label", value) if isinstance(value, dict) else value
+    return named if isinstance(named, dict | list) and named else None
+
+
+def load_class_list(path: Path) -> tuple[str, ...]:
+    """Read a text file with one class name a line, in the order of the logits, or with all of them as JSON.
+
+    JSON is a list of names, names by number, or an object that has these as `id2label`, as transformers' `config.json`.
     Lines end as in text files of any system; a line separator or form feed within a name is part of it. Spaces around a
     name and empty lines at the end are dropped; an empty line between names is an error, because it would shift every
     class after it.
@@ -93,7 +137,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
     """
     data = read_list(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
     try:
-        lines = split_lines(data.decode("utf-8-sig").rstrip())
+        text = data.decode("utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise LoadError(
             f"The class list {path} is not text in UTF-8: {error}. Expected one class name a line.",
@@ -102,8 +146,17 @@ def load_class_list(path: Path) -> tuple[str, ...]:
             where=path,
             hint="Save it again as UTF-8.",
         ) from error
-    names = tuple(line.strip() for line in lines)
-    if not names:
+    stated = _json_names(text)
+    if stated is None and path.suffix.lower() == ".json":
+        raise LoadError(
+            f"The class list {path} holds no names as JSON. Expected a list of names, or an object of names by number, "
+            f"in the order of the model's outputs.",
+            expected='["name", ...] or {"0": "name", ...}',
+            where=path,
+            hint="Write the names so, or one a line into a text file.",
+        )
+    names = tuple(line.strip() for line in split_lines(text)) if stated is None else ()
+    if not names and stated is None:
         raise LoadError(
             f"The class list {path} is empty. Expected one class name a line.",
             found="nothing",
@@ -112,7 +165,8 @@ def load_class_list(path: Path) -> tuple[str, ...]:
             hint="Write the names of the model's classes into it, in the order of its outputs.",
         )
     try:
+        names = names if stated is None else names_in_order(stated)
         check_unique(names)
-    except ClassConflictError as error:
+    except (ClassConflictError, UsageError) as error:
         raise LoadError.at(f"The class list {path}", error) from error
     return names

@@ -270,7 +270,8 @@ def _does_not_fit(array: NDArray[Any], form: InputForm, key: str) -> ImageError:
 
 def is_picture(array: NDArray[Any]) -> bool:
     """Say whether an array can be an image as a decoder gives it."""
-    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS))
+    has_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
+    return array.dtype == np.uint8 and has_shape and array.size > 0
 
 
 def _picture(array: NDArray[Any]) -> Image:

@@ -208,13 +208,13 @@ def _read_list(path: InputFile) -> ListedImages:
             found=reason_of(error),
             expected="a CSV file in UTF-8",
             where=str(path),
-            hint="Save it again as UTF-8.",
+            hint="Close each quotation mark." if isinstance(error, csv.Error) else "Save it again as UTF-8.",
         ) from error
 
 
 def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> ListedImages:
     is_labelled, first = "class" in header, next(rows, None)
-    if first is None or "file" not in header or not (is_labelled or header == ["file"]):
+    if first is None or header.count("file") != 1 or not (header.count("class") == 1 or header == ["file"]):
         columns = printable(", ".join(map(repr, header)), max_length=MAX_SHOWN)
         found = "no rows" if first is None else f"the columns {columns}"
         raise ImageError(
@@ -222,12 +222,20 @@ def _listed(path: InputFile, header: list[str], rows: Iterator[tuple[int, list[s
             found=tuple(header),
             expected="a header with the columns file and class, and a line per image",
             where=str(path),
-            hint="Write file,class as the first line.",
+            hint="Write file,class as the first line, and commas between the cells of each.",
         )
     paths: list[InputFile] = []
     labels: list[str] = []
     for line, row in chain([first], rows):
-        values = dict(zip(header, row, strict=False))  # a row may have fewer cells than the header, or more
+        if any(row[len(header) :]):  # half of a name would be another class
+            raise ImageError(
+                f"The image list {path} has {len(row)} cells in line {line}; its header names {len(header)}.",
+                found=len(row),
+                expected=len(header),
+                where=f"{path}, line {line}",
+                hint='Put a name with a comma in it in quotation marks: "tench, Tinca tinca".',
+            )
+        values = dict(zip(header, row, strict=False))  # a row may have fewer cells than the header
         name, label = values.get("file"), values.get("class")
         if not name or (is_labelled and not label):
             raise ImageError(

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -48,6 +49,10 @@ bytes each in memory. An image of one colour compresses to nearly nothing, and a
 side is long enough: 20,000 pixels in a row are 1.3 billion with a short side of 256."""
 
 MAX_CHANNELS = 1 << 10
+_LARGEST_PIXEL = 255
+_WIDEST_RANGE = 300.0
+"""From black to white, as a model takes it: 255 where that is 8 bits as they are, 5 with the usual mean and std."""
+
 EIGHT_BITS = 1 / 255
 """What brings pixels to 0..1."""
 
@@ -438,7 +443,7 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
             found=tuple(unknown),
             expected=tuple(sorted(known)),
             where=where,
-            hint="Correct the keys; resize, crop, mean and std are always there.",
+            hint="Correct the keys; mean and std are always there, and crop unless resize is a pair.",
         )
     settings = {"resize": None, **values}
     try:
@@ -482,9 +487,41 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
         LoadError: If it cannot be read or is not a JSON object.
         IncompatibleError: If a setting is wrong.
     """
+    values = read_settings(path)
+    preprocessing = preprocessing_from_json(values, where=str(path))
+    require_scale(preprocessing, where=str(path))
+    return preprocessing
+
+
+def require_scale(preprocessing: Preprocessing, *, where: str) -> None:
+    """Raise `IncompatibleError` if mean and std are of pixels of another scale than `rescale` makes.
+
+    A mean of 123.7 is of pixels from 0 to 255: of those from 0 to 1 it leaves nothing but its own negative. No check of
+    a bundle shows that, which compares two models on images that are both prepared so.
+    """
+    white = _LARGEST_PIXEL * preprocessing.rescale
+    is_above = min(preprocessing.mean) > white
+    if is_above or white / max(preprocessing.std) > _WIDEST_RANGE:
+        what, needed = ("mean", 1) if is_above else ("std", "1/255, which is 0.00392156862745098")
+        raise IncompatibleError(
+            f"{where}: {what} {getattr(preprocessing, what)} is of pixels of another scale: with rescale "
+            f"{preprocessing.rescale:.4g} they are from 0 to {white:.4g}.",
+            found=getattr(preprocessing, what),
+            expected=f"mean and std of pixels from 0 to {white:.4g}",
+            where=where,
+            hint=f'Set "rescale" to {needed}, or give mean and std of pixels from 0 to {white:.4g}.',
+        )
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read the object of a JSON file that somebody wrote, with a byte order mark or without.
+
+    Raises:
+        LoadError: If it cannot be read or is not a JSON object.
+    """
     data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
     try:
-        values = load_strict(data)
+        values = load_strict(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:
         raise LoadError(
             f"The preprocessing file {path} is not JSON: {error}.",
@@ -507,7 +544,7 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
                 " [0.229, 0.224, 0.225]}."
             ),
         )
-    return preprocessing_from_json(values, where=str(path))
+    return values
 
 
 def _is_length(value: object) -> bool:

@@ -247,6 +247,33 @@ GRAPHS: dict[str, HeadGraph] = {
         kind="conv",
         image_shape=(FEATURE_DIM, 3, 3),
     ),
+    "1x1 conv after pooling, flattened before its bias and a temperature": HeadGraph(
+        text=f"""{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 5] scores) {{
+            h = Relu (x)
+            pooled = GlobalAveragePool (h)
+            [head] map = Conv (pooled, w)
+            flat = Flatten (map)
+            logits = Add (b, flat)
+            warm = Div (logits, temperature)
+            scores = Softmax <axis = 1> (warm)
+        }}""",
+        weights=lambda w, b: {"w": 2 * w[..., None, None], "b": 2 * b, "temperature": np.array([2], dtype=np.float32)},
+        kind="conv",
+        image_shape=(4, 3, 3),
+        after=softmax,
+    ),
+    "matmul on one token, squeezed before its bias": HeadGraph(
+        text=f"""{HEADER} g (float[batch, 4] x) => (float[batch, 5] logits)
+            <int64[1] token = {{1}}> {{
+            h = Relu (x)
+            tokens = Unsqueeze (h, token)
+            [head] each = MatMul (tokens, w)
+            one = Squeeze (each, token)
+            logits = Add (one, b)
+        }}""",
+        weights=lambda w, b: {"w": np.ascontiguousarray(w.T), "b": b},
+        kind="matmul",
+    ),
     "1x1 conv after pooling, reshape that names the classes": HeadGraph(
         text=f"""{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 5] logits)
             <int64[2] target = {{-1, 5}}> {{

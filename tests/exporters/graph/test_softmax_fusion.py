@@ -38,6 +38,11 @@ SHIFTED = "m = ReduceMax <axes = [1], keepdims = 1> (x) z = Sub (x, m) "
         ("s = ReduceLogSumExp <axes = [1], keepdims = 0> (x) c = Reshape (s, column) y = Sub (x, c)", "LogSoftmax"),
         ("s = ReduceLogSumExp <axes = [1]> (x) l = Sub (x, s) y = Exp (l)", "Softmax"),
         ("e = Exp (x) s = ReduceSum (e, one) r = Log (s) l = Sub (x, r) y = Exp (l)", "Softmax"),
+        ("e = Exp (x) s = ReduceL1 <axes = [1]> (e) y = Div (e, s)", "Softmax"),
+        ("e = Exp (x) s = ReduceL1 <axes = [-1]> (e) l = Log (s) y = Sub (x, l)", "LogSoftmax"),
+        ("s = Softmax (x) y = Log (s)", "LogSoftmax"),
+        ("s = Softmax <axis = 1> (x) c = Identity (s) y = Log (c)", "LogSoftmax"),
+        ("l = LogSoftmax (x) y = Exp (l)", "Softmax"),
     ],
 )
 def test_a_softmax_in_primitives_is_one_operator(steps: str, operator: str):

@@ -455,3 +455,33 @@ def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_behind_an_unknown_head
     with pytest.raises(ModelLoadError, match="comes from") as caught:
         find_head(model)
     assert "SqueezeNet" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "p = Softmax (logits) y = MatMul (p, g)",
+        "best = ArgMax <axis = 1, keepdims = 0> (logits) p = OneHot (best, depth, ends) y = MatMul (p, g)",
+    ],
+)
+def test_what_sums_the_classes_of_a_head_to_groups_is_no_head(groups: str):
+    model = graph(
+        f"h = Relu (x) [head] logits = Gemm <transB = 1> (h, w, b) {groups}",
+        outputs="float[batch, 3] y, float[batch, 5] logits",
+        constants="<int64 depth = {5}, float[2] ends = {0.0, 1.0}>",
+        g=np.ones((5, 3), dtype=np.float32),
+    )
+
+    with pytest.raises(ModelLoadError, match=r"No class can be added to this model's head: head \(Gemm, 5 classes"):
+        find_head(model)
+    assert find_head(model, "y").num_classes == 3
+
+
+def test_an_embedding_that_is_given_too_leaves_the_head_certain():
+    model = graph(
+        "e = Gemm <transB = 1> (x, v) h = Relu (e) [head] y = Gemm <transB = 1> (h, w, b)",
+        outputs="float[batch, 5] y, float[batch, 4] e",
+        v=np.ones((4, 4), dtype=np.float32),
+    )
+
+    assert (find_head(model).node_name, find_head(model).certainty) == ("head", "certain")

@@ -182,6 +182,36 @@ def test_rows_of_a_float32_head_are_the_initializers_own_bits(kind: str):
     np.testing.assert_array_equal(head.bias, bias)
 
 
+@pytest.mark.parametrize(
+    ("steps", "nodes"),
+    [
+        (
+            (NUM_CLASSES, 2),
+            "r = DequantizeLinear <axis = 1, block_size = 2> (w, s) [head] y = Gemm <transB = 1> (h, r)",
+        ),
+        ((FEATURE_DIM,), "r = DequantizeLinear <axis = 1> (w, s) [head] y = Gemm <transB = 1> (h, r)"),
+        ((NUM_CLASSES,), "d = DequantizeLinear <axis = 0> (w, s) r = Transpose (d) [head] y = MatMul (h, r)"),
+    ],
+)
+def test_rows_of_integers_keep_their_values_whatever_has_a_scale(steps: tuple[int, ...], nodes: str):
+    rng = np.random.default_rng(0)
+    model = parsed_model(
+        f"""<ir_version: 10, opset_import: ["": 21]> g (float[batch, 4] x) => (float[batch, 5] y) {{
+            h = Relu (x) {nodes}
+        }}""",
+        w=rng.integers(-127, 128, (NUM_CLASSES, FEATURE_DIM), dtype=np.int8),
+        s=rng.uniform(0.01, 0.1, steps).astype(np.float32),
+    )
+    location = find_head(model)
+    head = read_head(model, location, NAMES)
+
+    fused = apply_passes(model, FuseHeadPass(location, head.expand(new_rows(), NEW_NAMES)))
+
+    assert (location.is_quantized, location.precision) == (True, "int8 (dequantized)")
+    again = read_head(fused, find_head(fused), (*NAMES, *NEW_NAMES))
+    np.testing.assert_allclose(again.weight[:NUM_CLASSES], head.weight, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["int8, one scale", "uint8, scale per row, quantized logits"])
 def test_a_quantized_head_keeps_its_integers_and_gives_each_new_row_its_own_scale(kind: str):
     model = GRAPHS[kind].model(*rows(0))

@@ -16,7 +16,7 @@ import torch
 from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
 from exporters.loading.models import load_model, parse_input_shape
-from exporters.loading.original import _with_output
+from exporters.loading.original import _edited
 from exporters.onnx_io.files import save_model
 from icis_deploy.errors import IncompatibleError, ModelLoadError, RuntimeFailureError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
@@ -87,6 +87,18 @@ def test_any_value_of_the_original_onnx_file_can_be_asked_for(onnx_path: Path):
         loaded.original_logits(images, "absent")
 
 
+@pytest.mark.parametrize("output", ["scores", "logits"])
+def test_a_size_of_0_in_an_onnx_file_is_any_size_where_the_original_runs(onnx_path: Path, tmp_path: Path, output: str):
+    proto = onnx.load(onnx_path)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+    onnx.save(proto, tmp_path / "open.onnx")
+    images = GRAPHS["softmax"].images(0)
+
+    given = load_model(str(tmp_path / "open.onnx")).original_logits(images, output)
+
+    np.testing.assert_array_equal(given, load_model(str(onnx_path)).original_logits(images, output))
+
+
 def test_a_value_is_asked_for_without_putting_weights_beside_the_model_into_a_protobuf(
     onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -98,7 +110,7 @@ def test_a_value_is_asked_for_without_putting_weights_beside_the_model_into_a_pr
     options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
     onnx.save(onnx.load(onnx_path), folder / "model.onnx", **options)
 
-    extended = _with_output(folder / "model.onnx", "logits")
+    extended = _edited(folder / "model.onnx", "logits")
     assert {tensor.data_location for tensor in onnx.load_from_string(extended).graph.initializer} == {1}
     assert onnx.load_from_string(extended).graph.output[-1].name == "logits"
     for folder_name, path in ((tmp_path, "other/model.onnx"), (folder, "model.onnx")):
@@ -180,7 +192,7 @@ def test_weights_for_a_file_that_has_its_own_are_refused(onnx_path: Path):
         ("model.h5", "a file of type .h5", "Convert it to ONNX, with tf2onnx, and give that."),
         ("weights.pth", "a file of type .pth", "Weights alone are no model: give them as `weights`, and "),
         ("new.icis", "a file of type .icis", "It is a class update: give the model that it was made for, and the "),
-        ("other", "a file of type unknown", "Give the model itself."),
+        ("other", "a file of type unknown", "Give the model itself; what is ONNX ends in .onnx."),
         ("folder", "a folder without a config.json of transformers", "Give the folder that save_pretrained() wrote"),
         ("models", "a folder without a config.json of transformers", "Give the file: {}/models/a.onnx."),
         ("bundle", "a bundle, which was made of a model", "Give the model that it was exported from;"),
@@ -298,7 +310,7 @@ from exporters.head.finding import find_head
 from exporters.head.surgery import AddSlotsPass
 from exporters.loading.models import load_model
 from exporters.onnx_io.files import save_model
-from exporters.loading.original import _with_output
+from exporters.loading.original import _edited
 loaded = load_model({str(onnx_path)!r})
 updatable = apply_passes(loaded.model, AddSlotsPass(find_head(loaded.model), 3))
 save_model(updatable, Path({str(onnx_path.with_name("out.onnx"))!r}))

@@ -326,6 +326,57 @@ def test_a_dimension_that_is_no_positive_number_is_open(tmp_path: Path, dims: tu
     assert run_model(model, x=np.ones((3, 4), dtype=np.float32))["y"].shape == (3, 5)
 
 
+@pytest.mark.parametrize("stated", [[None, 1000], [1, 1000], [None, 5, 1], [], [None, None]])
+def test_shapes_that_a_file_states_and_its_graph_does_not_have_do_not_count(tmp_path: Path, stated: list[int | None]):
+    file = write(
+        tmp_path / "model.onnx",
+        """<ir_version: 8, opset_import: ["": 17]> g (float[n, 4] x) => (float[n, 5] y) {
+            h = Relu (x)
+            logits = MatMul (h, w)
+            y = Softmax (logits)
+        }""",
+        w=rows(0)[0].T,
+    )
+    proto = onnx.load(file)
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, stated))
+    for name in ("h", "logits"):
+        proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3, 7]))
+    onnx.save(proto, file)
+    images, new = GEMM.images(0), np.ones((1, 5), dtype=np.float32)
+
+    model = load_onnx_file(file)
+
+    location = find_head(model)
+    head = read_head(model, location, NAMES).expand(new, ["new"])
+    fused = apply_passes(model, FuseHeadPass(location, head))
+    (scores,) = run_model(fused, x=images).values()
+    ends = [list(shape)[1:] for node in model.graph if (shape := node.outputs[0].shape) is not None]
+    assert ends == [[4], [5], [5]]
+    assert scores.shape == (3, 6)
+    (seen,) = run_model(model, x=images).values()
+    assert np.allclose(scores[:, :5] / scores[:, :5].sum(axis=1, keepdims=True), seen, atol=1e-6)
+
+
+def test_a_shape_that_does_not_follow_from_the_inputs_is_taken_as_it_is_stated(tmp_path: Path):
+    file = write(
+        tmp_path / "model.onnx",
+        """<ir_version: 8, opset_import: ["": 17, "com.example": 1]> g (float[n, 4] x) => (float[n, 5] y) {
+            h = com.example.Embed (x)
+            r = Relu (h)
+            y = MatMul (r, w)
+        }""",
+        w=rows(0)[0].T,
+    )
+    proto = onnx.load(file)
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, ["n", 4]))
+    onnx.save(proto, file)
+
+    model = load_onnx_file(file)
+
+    shapes = {node.op_type: node.outputs[0].shape for node in model.graph}
+    assert [str(shape) for shape in shapes.values()] == ["[n,4]", "[n,4]", "[n,5]"]
+
+
 def test_a_valid_file_that_cannot_be_edited_is_not_called_truncated(tmp_path: Path):
     entry = onnx.helper.make_map_type_proto(
         onnx.TensorProto.STRING, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])

@@ -73,3 +73,40 @@ def test_widths_that_are_known_and_products_of_two_values_stay_as_they_are():
     shape = value_named(model, "h").shape
     assert shape is not None
     assert [str(size) for size in shape] == ["batch", "n"]
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [("rest", ["n", "12"]), ("three, rest", ["n", "3", "4"]), ("rest, three", ["n", "4", "3"])],
+)
+def test_a_reshape_that_leaves_one_size_open_gives_as_many_numbers_as_it_takes(
+    opset: int, rest: str, expected: list[str]
+):
+    """As `x.view(len(x), -1)` of PyTorch: what follows a head of 1x1 convolutions needs the classes."""
+    model = parsed_model(
+        f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[n, 12, 1, 1] x) => (float y)
+            <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] rest = {{-1}}, int64[1] three = {{3}}> {{
+            sizes = Shape (x) first = Slice (sizes, zero, one) target = Concat <axis = 0> (first, {rest})
+            flat = Reshape (x, target) y = Relu (flat)
+        }}"""
+    )
+
+    for name in ("flat", "y"):
+        shape = value_named(model, name).shape
+        assert shape is not None
+        assert [str(size) for size in shape] == expected
+
+
+def test_a_reshape_that_no_size_fits_is_left_open():
+    model = parsed_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[n, 12] x) => (float y)
+            <int64[1] zero = {0}, int64[1] one = {1}, int64[2] rest = {5, -1}> {
+            sizes = Shape (x) first = Slice (sizes, zero, one) target = Concat <axis = 0> (first, rest)
+            y = Reshape (x, target)
+        }"""
+    )
+
+    shape = value_named(model, "y").shape
+    assert shape is not None
+    assert not isinstance(shape[2], int)

@@ -205,7 +205,9 @@ def test_preprocessing_is_a_mapping_a_file_a_value_or_a_processor(tmp_path):
 
     for given in (SETTINGS, tmp_path / "preprocess.json", str(tmp_path / "preprocess.json"), EXPECTED):
         assert preprocessing_from(given) == EXPECTED
-    for given in (processor, tmp_path / "preprocessor_config.json"):
+    written = (tmp_path / "preprocessor_config.json").read_text()
+    (tmp_path / "vit.json").write_text("\ufeff" + written, encoding="utf-8")
+    for given in (processor, tmp_path / "preprocessor_config.json", tmp_path / "vit.json", json.loads(written)):
         found = preprocessing_from(given)
         assert found.to_json() == EXPECTED.to_json() | {"crop_rounding": "down"}
     assert preprocessing_from(None) is None

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from icis_deploy.errors import ClassConflictError, LoadError
-from icis_deploy.head.class_names import check_unique, load_class_list, quoted
+from icis_deploy.errors import ClassConflictError, LoadError, UsageError
+from icis_deploy.head.class_names import check_unique, load_class_list, names_in_order, quoted
 
 
 def class_list(tmp_path, data):
@@ -89,3 +91,47 @@ def test_a_missing_class_list_is_named(tmp_path):
 def test_a_folder_is_no_class_list(tmp_path):
     with pytest.raises(LoadError, match=r"^Cannot read the class list \S+: Is a directory\."):
         load_class_list(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["wolf", "[maned] wolf"]',
+        '{"1": "[maned] wolf", "0": "wolf"}',
+        '\ufeff{\n  "id2label": {"0": "wolf", "1": "[maned] wolf"},\n  "label2id": {"wolf": 0}\n}\n',
+        "wolf\n[maned] wolf",
+    ],
+)
+def test_a_list_of_classes_may_be_json_as_configurations_have_it(tmp_path: Path, text: str):
+    for name in ("classes.json", "classes.txt") if text[0] != "w" else ("classes.txt",):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+        assert load_class_list(tmp_path / name) == ("wolf", "[maned] wolf")
+
+
+def test_a_list_that_only_begins_like_json_is_text(tmp_path: Path):
+    (tmp_path / "classes.txt").write_text("[unknown]\n{0}\n")
+
+    assert load_class_list(tmp_path / "classes.txt") == ("[unknown]", "{0}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["wolf",', "holds no names as JSON"),
+        ("[]", "holds no names as JSON"),
+        ('{"wolf": 0, "dog": 1}', "The names by number have none for 0"),
+        ('{"0": ["n02", "wolf"]}', "expected text"),
+        ('["wolf", "wolf"]', "named twice"),
+    ],
+)
+def test_json_without_a_name_for_each_output_is_no_list(tmp_path: Path, text: str, message: str):
+    (tmp_path / "classes.json").write_text(text)
+
+    with pytest.raises(LoadError, match=message):
+        load_class_list(tmp_path / "classes.json")
+
+
+def test_names_by_what_is_no_number_are_refused():
+    with pytest.raises(UsageError, match="have none for 0"):
+        names_in_order({"wolf": 0, "dog": 1})

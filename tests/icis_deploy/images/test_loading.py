@@ -76,18 +76,24 @@ def test_a_file_may_be_in_a_folder_below_or_anywhere(folder):
         ("0.png,ant\n1.png,bee\n", r"The image list \S+ has the columns '0\.png', 'ant'; expected a header"),
         ("file;class\n0.png;ant\n", r"The image list \S+ has the columns 'file;class'; expected a header"),
         ("file,class\n0.png,ant\n1.png\n", r"The image list \S+ lacks a file or a class in line 3\."),
+        ("file,class\n0.png,ant, red\n", r"The image list \S+ has 3 cells in line 2; its header names 2\."),
+        ("file,file,class\n0.png,1.png,ant\n", r"The image list \S+ has the columns 'file', 'file', 'class'; "),
+        ('file,class\n"0.png,ant\n', r"The image list \S+ is not a CSV file in UTF-8: unexpected end of data\. Close "),
         ("file,class\n,ant\n", r"The image list \S+ lacks a file or a class in line 2\."),
         ("file,class\n0.png,ant\nno.png,bee\n", r"The image list \S+ names 'no\.png' in line 3, which is not at /"),
         ("file,class\n.,ant\n", r"The image list \S+ names '\.' in line 2, which is not at "),
         ("file,class\n" + "x" * 300 + ",ant\n", r"The image list \S+ names 'x{79}… in line 2, which is not at "),
         ("file,class\nnull\0byte,ant\n", r"The image list \S+ names 'null\\x00byte' in line 2, which is not at "),
-        ('file,class\n"0.png,ant\n', r"The image list \S+ is not a CSV file in UTF-8: unexpected end of data\."),
         (b"file,class\n\xff.png,ant\n", r"The image list \S+ is not a CSV file in UTF-8: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_list_that_cannot_be_followed_is_refused(folder, data, message):
     with pytest.raises(ImageError, match=f"^{message}"):
         load_image_list(listed(folder, data))
+
+
+def test_empty_cells_after_those_of_the_header_are_what_spreadsheets_leave(folder):
+    assert load_image_list(listed(folder, "file,class\n0.png,ant,,\n")).labels == ("ant",)
 
 
 def test_a_line_is_counted_as_an_editor_counts_it(folder):

@@ -280,6 +280,50 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, data, message):
         load_preprocessing(tmp_path / "preprocess.json")
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    settings = unchanged(224).to_json()
+    (tmp_path / "preprocess.json").write_text(json.dumps(settings), encoding="utf-8-sig")
+
+    assert load_preprocessing(tmp_path / "preprocess.json") == unchanged(224)
+
+
+IN_BYTES = {"crop": 224, "mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}
+IN_UNITS = {"crop": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (IN_BYTES, r"mean .* is of pixels of another scale: with rescale 0\.003922 they are from 0 to 1\."),
+        (IN_UNITS | {"rescale": 1}, r"std .* is of pixels of another scale: with rescale 1 they are from 0 to 255\."),
+    ],
+)
+def test_mean_and_std_of_pixels_of_another_scale_are_refused(tmp_path, settings, message):
+    (tmp_path / "preprocess.json").write_text(json.dumps(settings))
+
+    with pytest.raises(IncompatibleError, match=message):
+        load_preprocessing(tmp_path / "preprocess.json")
+    assert preprocessing_from_json(settings, where="an old manifest").mean == tuple(settings["mean"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IN_BYTES | {"rescale": 1},
+        IN_UNITS,
+        {"crop": 8, "mean": 0, "std": 1, "rescale": 1},
+        {"crop": 8, "mean": 0, "std": 1 / 255},
+        {"crop": 8, "mean": 1, "std": 1, "rescale": 1 / 127.5},
+        {"crop": 8, "mean": 1, "std": 1},
+        {"crop": 8, "mean": [0, 0, 1.1], "std": 1},
+    ],
+)
+def test_other_scales_are_what_models_take(tmp_path, settings):
+    (tmp_path / "preprocess.json").write_text(json.dumps(settings))
+
+    assert load_preprocessing(tmp_path / "preprocess.json").rescale == settings.get("rescale", 1 / 255)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(LoadError, match=r"^Cannot read the preprocessing file \S+missing\.json: No such file"):
         load_preprocessing(tmp_path / "missing.json")

@@ -104,6 +104,12 @@ def test_an_iterator_is_read_as_far_as_it_is_answered(device, path):
         ([3], UsageError, "input 0 is the number 3"),
         ([object()], UsageError, "input 0 cannot be 'object'"),
         (np.zeros((3, 4), np.float32), ImageError, r"has shape \(4,\) and dtype float32; the bundle's model takes"),
+        (
+            [np.zeros((0, 0, 3), np.uint8)],
+            ImageError,
+            r"has shape \(0, 0, 3\) and dtype uint8; the bundle's model takes",
+        ),
+        ([np.zeros((0, 5), np.uint8)], ImageError, r"has shape \(0, 5\) and dtype uint8; the bundle's model takes"),
         ([b"no image"], ImageError, "is not an image that Pillow can read"),
         ([np.array(["a"])], UsageError, "input 0 cannot be 'ndarray'"),
     ],
