@@ -370,7 +370,7 @@ def _classified(device: Device, wanted: InferRequest) -> tuple[list[Prediction],
     """Return the answers on a batch, and the logits where they are asked for: all of one version.
 
     Raises:
-        HttpProblem: 400 if the model gives no numbers because the input holds none.
+        HttpProblem: 400 if the model gives no numbers for what the input holds.
         RuntimeFailureError: If the runtime fails.
     """
     try:
@@ -384,10 +384,18 @@ def _classified(device: Device, wanted: InferRequest) -> tuple[list[Prediction],
             logits,
         )
     except RuntimeFailureError as error:
-        if np.isfinite(wanted.images).all():
+        if not np.isfinite(wanted.images).all():
+            raise HttpProblem(
+                400, "The input holds numbers that are not finite.", found="NaN or infinity", expected="finite numbers"
+            ) from error
+        if np.isfinite(device.logits(wanted.images).values).all():  # raises once more where the runtime is at fault
             raise
         raise HttpProblem(
-            400, "The input holds numbers that are not finite.", found="NaN or infinity", expected="finite numbers"
+            400,
+            "The input holds numbers that are too large: the model gives no finite scores for them.",
+            found=f"numbers up to {np.abs(wanted.images).max():g}",
+            expected="numbers as the model takes them",
+            hint="Prepare the input as the model's images are.",
         ) from error
 
 
