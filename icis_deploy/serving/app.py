@@ -43,6 +43,7 @@ from icis_deploy.errors import ICISDeployError, RuntimeFailureError
 from icis_deploy.runtime.answers import Logits, top_predictions
 from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device, Prediction, prepare_named
+from icis_deploy.runtime.inbox import is_of_the_device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.serving.bodies import LastAnswer, check_pixels, images_in, read_body
 from icis_deploy.serving.head import InboxWatch, ServedHead
@@ -156,7 +157,9 @@ class Worker:
         except HttpProblem as problem:
             status, error, headers = problem.status, problem.error, problem.headers
         except ICISDeployError as raised:
-            status, error, headers = status_of(raised, is_update=endpoint == "apply"), raised, {}
+            is_update = endpoint == "apply"
+            is_own = is_update and is_of_the_device(raised, self._settings.bundle)
+            status, error, headers = 500 if is_own else status_of(raised, is_update=is_update), raised, {}
         except Exception as bug:  # whatever it is, this request alone fails
             log("request failed", level=logging.ERROR, error=bug, endpoint=endpoint, request_id=request_id)
             return JSONResponse(body_of_fault(request_id), status_code=500)

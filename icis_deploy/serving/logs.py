@@ -42,13 +42,12 @@ def _plain(value: object) -> object:
 
 
 def set_up_logs() -> None:
-    """Write what this package and its HTTP server log as JSON lines to stderr; once a process."""
+    """Write what is logged and warned of as JSON lines to stderr, whoever says it: clients make any library speak."""
+    logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("icis_deploy.serving", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    _LOGGER.setLevel(logging.INFO)
 
 
 def log(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: object) -> None:

@@ -490,6 +490,23 @@ def test_a_refused_file_leaves_the_inbox_and_the_next_is_taken(bundle, inbox, ke
     assert "cat" in (inbox / "refused" / "1.icis.reason").read_text()
 
 
+def test_a_fault_of_the_device_is_not_the_updates_and_stays_in_the_log(bundle, key, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+    data = signed_bytes(make_update("okapi", version=1), key.private_path)
+    with served(bundle, "--admin-token", tmp_path / "token") as server:
+        (bundle / "state").mkdir()
+        (bundle / "state" / "journal.json").write_text("damaged")
+        status, _, body = server.ask("POST", "/admin/apply", data, {"Authorization": f"Bearer {TOKEN}"})
+        metrics = server.metrics()
+
+    assert (status, json.loads(body)["type"]) == (500, "ServerFault")
+    assert str(bundle) not in body.decode()
+    assert "journal.json" in server.logged("update failed")[0]["reason"]
+    assert metrics['icis_deploy_updates_total{result="fault",via="admin"}'] == 1
+    assert metrics["icis_deploy_head_version"] == 0
+    assert "icis_deploy_head_changes" not in metrics
+
+
 def test_a_bundle_that_is_damaged_meanwhile_is_still_answered_and_not_called_ready(bundle, key, tmp_path):
     update = write_signed(tmp_path / "1.icis", make_update("okapi", version=1), key.private_path)
     with served(bundle) as server:
