@@ -41,11 +41,35 @@ def _plain(value: object) -> object:
     return printable(str(value), max_length=MAX_LOGGED)
 
 
+class _Repeated(logging.Filter):
+    """Leaves out what another library says again within a second.
+
+    Where a process has no descriptor left, asyncio says so for each place in the queue of connections, again and again:
+    three megabytes a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[str, str] | None = None
+        self._time = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is written."""
+        said = (record.name, str(record.msg))
+        if record.name == _LOGGER.name:
+            return True
+        if said == self._last and 0 <= record.created - self._time < 1:
+            return False
+        self._last, self._time = said, record.created
+        return True
+
+
 def set_up_logs() -> None:
     """Write what is logged and warned of as JSON lines to stderr, whoever says it: clients make any library speak."""
     logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(_Repeated())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     _LOGGER.setLevel(logging.INFO)
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import tracemalloc
 
@@ -488,6 +489,27 @@ def test_a_refused_file_leaves_the_inbox_and_the_next_is_taken(bundle, inbox, ke
     assert server.logged("update refused")[0]["file"] == "1.icis"
     assert metrics['icis_deploy_updates_total{result="refused",via="inbox"}'] == 1
     assert "cat" in (inbox / "refused" / "1.icis.reason").read_text()
+
+
+def test_what_a_library_says_without_end_is_written_once_a_second():
+    # asyncio does where a process has no descriptor left: two thousand times a second, with a traceback each.
+    code = """
+        import logging
+        from icis_deploy.serving.logs import log, set_up_logs
+        set_up_logs()
+        for _ in range(3):
+            log("request")
+            for _ in range(2000):
+                logging.getLogger("asyncio").error("out of system resource")
+        logging.getLogger("asyncio").error("another thing")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events.count("request") == 3
+    assert 1 <= events.count("out of system resource") < 100
+    assert events[-1] == "another thing"
 
 
 def test_a_fault_of_the_device_is_not_the_updates_and_stays_in_the_log(bundle, key, tmp_path):
