@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ OUTPUTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 """Datatype and shape of each output."""
 
 _DATATYPES: Mapping[str, str] = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_OTHER_VALUES = 1 << 12
 """JSON values of a request beside those of its tensors."""
 
@@ -117,6 +119,8 @@ def parse_request(
     request_id = request.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise _refused("The request's id is no string.", shown(request_id), "a string")
+    if request_id is not None and _SURROGATE.search(request_id):  # JSON can say it, and no answer can repeat it
+        raise _refused("The request's id holds half of a surrogate pair.", shown(request_id), "a text of UTF-8")
     return InferRequest(images=images, outputs=outputs, binary=binary, top=top, request_id=request_id)
 
 
