@@ -20,17 +20,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from icis_deploy.carriers.transfer import Answer, fetch_file, refusal, request
+from icis_deploy.carriers.transfer import Answer, fetch_file, is_of_server, parts_of, refusal, request
 from icis_deploy.common.files import read_plain, write_failure, write_file
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
-from icis_deploy.errors import CorruptFileError, ICISDeployError, LoadError, RuntimeFailureError, TransferError
+from icis_deploy.errors import (
+    CorruptFileError,
+    ICISDeployError,
+    LoadError,
+    RuntimeFailureError,
+    TransferError,
+    UsageError,
+)
 
 MAX_UPDATE_BYTES = 1 << 28
 MAX_FILES = 16
 _JSON = "application/json"
 _MAX_NOTE_BYTES = 1 << 16
+_MAX_ACTION = 100
 _SECONDS_OF_A_STATE = 600
 
 
@@ -107,22 +115,22 @@ class Target:
 
     def _cancel(self, url: str) -> Outcome:
         said = self._get(url)
-        action = str(_member(_member(said, "cancelAction", dict), "stopId", str | int))
+        action = _action(_member(said, "cancelAction", dict), "stopId")
         if self._decided(action) is not None:
             # Classes that are in effect are taken back by a new update, or an operator; the server must know.
             text = "The action was finished before it was cancelled."
-            self._tell(url, str(_member(said, "id", str | int)), "rejected", "none", (text,))
+            self._tell(url, _action(said, "id"), "rejected", "none", (text,))
             return Outcome(action=action, details=(text,))
-        self._tell(url, str(_member(said, "id", str | int)), "closed", "success", ("Nothing was installed.",))
+        self._tell(url, _action(said, "id"), "closed", "success", ("Nothing was installed.",))
         return Outcome(action=action, details=("Nothing was installed.",))
 
     def _deploy(self, url: str) -> Outcome:
         said = self._get(url)
-        action = str(_member(said, "id", str | int))
+        action = _action(said, "id")
         deployment = _member(said, "deployment", dict)
         decided = self._decided(action)
         if decided is None:
-            if "skip" in {deployment.get("download"), deployment.get("update")} or (
+            if "skip" in (deployment.get("download"), deployment.get("update")) or (
                 deployment.get("maintenanceWindow") == "unavailable"
             ):
                 return Outcome(action=action, details=("The server lets it wait.",))
@@ -144,7 +152,7 @@ class Target:
         try:
             for file in _files_of(deployment):
                 # A store of files elsewhere is somebody else's: it gets the request without the token.
-                headers = self._auth if urlsplit(file.url)[:2] == urlsplit(self.url)[:2] else {}
+                headers = self._auth if is_of_server(file.url, self.url) else {}
                 fetch_file(file.url, folder / "files" / file.name, size=file.size, sha256=file.sha256, headers=headers)
         except CorruptFileError as error:
             return self._decide(action, False, (reason_of(error),))
@@ -208,8 +216,9 @@ class Target:
             raise _no_answer(url, reason_of(error)) from error
         if not isinstance(said, dict):
             raise _no_answer(url, "it is no object")
+        parts_of(self.url)
         for link in _links(said).values():
-            if urlsplit(link)[:2] != urlsplit(self.url)[:2]:
+            if not _is_address(link) or not is_of_server(link, self.url):
                 raise _no_answer(url, f"a link leads to another server, {shown(link)}, which must not get the token")
         return said
 
@@ -218,7 +227,7 @@ class Target:
 
     def _tell(self, url: str, action: str, execution: str, finished: str, details: tuple[str, ...]) -> None:
         status = {"execution": execution, "result": {"finished": finished}, "details": list(details)}
-        place = urlsplit(url)._replace(query="", fragment="").geturl()
+        place = parts_of(url)._replace(query="", fragment="").geturl()
         self._send(f"{place}/feedback", "POST", {"id": action, "status": status})
 
     def _send(self, url: str, method: str, fields: Mapping[str, Any]) -> None:
@@ -258,11 +267,17 @@ def _files_of(deployment: Mapping[str, Any]) -> list[_File]:
             hint="Ask the server's operator: this is no answer of hawkBit's direct device integration.",
         ) from error
     names = [file.name for file in files]
-    plain = all(name == Path(name).name and not name.startswith(".") and len(name) < 200 for name in names)
+    plain = all(map(_is_plain, names))
     if not 0 < len(files) <= MAX_FILES or len(set(names)) < len(names) or not plain:
         raise CorruptFileError(
             f"The deployment has {len(files)} files with the names {shown(names[:4])}.",
             hint="Give the software module one file, the class update.",
+        )
+    unfit = next((file for file in files if file.size < 0 or not _is_address(file.url)), None)
+    if unfit is not None:
+        raise CorruptFileError(
+            f"The deployment has a file of {shown(unfit.size)} bytes at {shown(unfit.url)}.",
+            hint="Ask the server's operator: this is no answer of hawkBit's direct device integration.",
         )
     if sum(file.size for file in files) > MAX_UPDATE_BYTES:
         raise CorruptFileError(
@@ -270,6 +285,20 @@ def _files_of(deployment: Mapping[str, Any]) -> list[_File]:
             hint="Give the software module one file, the class update.",
         )
     return sorted(files, key=lambda file: file.name)
+
+
+def _is_plain(name: str) -> bool:
+    """Say whether a file may have a name: in this folder, seen, and one that any file system takes."""
+    is_here = name == Path(name).name and not name.startswith(".")
+    return is_here and name.isprintable() and 0 < len(name.encode()) < 200
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts_of(url)
+    except UsageError:
+        return False
+    return True
 
 
 def _links(said: Mapping[str, Any]) -> dict[str, str]:
@@ -287,6 +316,19 @@ def _member(said: Any, name: str, kind: Any) -> Any:
             f"An answer of the server has {shown(value)} as its {name!r}.",
             found=shown(value),
             expected=f"{name!r} of hawkBit's API",
+            hint="Check the server's address.",
+        )
+    return value
+
+
+def _action(said: Any, name: str) -> str:
+    """Return the number of an action, which hawkBit writes as text; this client writes it down."""
+    value = str(_member(said, name, str | int))
+    if not value.isprintable() or not 0 < len(value) <= _MAX_ACTION:
+        raise TransferError(
+            f"An answer of the server has {shown(value)} as its {name!r}.",
+            found=shown(value),
+            expected="the number of an action",
             hint="Check the server's address.",
         )
     return value

@@ -20,12 +20,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from icis_deploy.bundle.manifest import MANIFEST_NAME
-from icis_deploy.carriers.transfer import Answer, fetch_file, refusal, request
+from icis_deploy.carriers.transfer import Answer, fetch_file, is_of_server, parts_of, place_in, refusal, request
 from icis_deploy.common.files import new_folder, sha256_of_file
 from icis_deploy.common.json_fields import (
     integer_from_json,
@@ -90,7 +90,11 @@ class Reference:
             UsageError: If it is none.
         """
         found = _REFERENCE.fullmatch(text)
-        if found is None:
+        try:
+            has_host = found is not None and bool(urlsplit(f"//{found['registry']}").hostname)
+        except ValueError:  # brackets around what is no address of IPv6
+            has_host = False
+        if found is None or not has_host:
             raise UsageError(
                 f"{shown(text)} names no artifact in a registry.",
                 found=text,
@@ -309,7 +313,7 @@ class Repository:
 
     def _pull_file(self, layer: Layer, folder: Path) -> Path:
         url = urljoin(self.reference.url, f"blobs/sha256:{layer.sha256}")
-        headers = {} if self._authorization is None else {"Authorization": self._authorization}
+        headers = self._auth(url)
         fetch_file(url, folder / layer.title, size=layer.size, sha256=layer.sha256, headers=headers)
         return folder / layer.title
 
@@ -338,14 +342,14 @@ class Repository:
         begun = self._send(urljoin(self.reference.url, "blobs/uploads/"), "POST", {"Content-Length": "0"}, b"")
         if begun.status != 202 or "location" not in begun.headers:
             raise refusal(begun, wanted="a place for a file")
-        place = urljoin(begun.url, begun.headers["location"])
-        place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": f"sha256:{sha256}"})
+        place = place_in(begun, begun.headers["location"], what="the place for a file")
+        place += ("&" if parts_of(place).query else "?") + urlencode({"digest": f"sha256:{sha256}"})
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         if isinstance(content, bytes):
             done = self._send(place, "PUT", headers, content)
         else:
             with content.open("rb") as file:
-                headers |= {} if self._authorization is None else {"Authorization": self._authorization}
+                headers |= self._auth(place)
                 done = request(place, method="PUT", headers=headers, body=file)
         if done.status != 201:
             raise refusal(done, wanted="a place for a file")
@@ -353,15 +357,19 @@ class Repository:
     def _send(
         self, url: str, method: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Answer:
-        headers = dict(headers or {})
+        is_own = is_of_server(url, self.reference.url)
         for is_last in (False, True):
-            if self._authorization is not None:
-                headers["Authorization"] = self._authorization
-            answer = request(url, method=method, headers=headers, body=body)
-            if is_last or answer.status != 401 or "www-authenticate" not in answer.headers:
+            answer = request(url, method=method, headers=dict(headers or {}) | self._auth(url), body=body)
+            if is_last or not is_own or answer.status != 401 or "www-authenticate" not in answer.headers:
                 break
             self._authorization = self._let_in(answer)
         return answer
+
+    def _auth(self, url: str) -> dict[str, str]:
+        """Return the header that lets in; none where a registry has another server keep its files."""
+        if self._authorization is None or not is_of_server(url, self.reference.url):
+            return {}
+        return {"Authorization": self._authorization}
 
     def _let_in(self, answer: Answer) -> str:
         """Return the header that a challenge asks for, by the specification of the registry's tokens."""
@@ -375,8 +383,8 @@ class Repository:
         if scheme.lower() != "bearer" or "realm" not in fields:
             raise refusal(answer, wanted=str(self.reference), hint="Give a user and a password.")
         query = {name: fields[name] for name in ("service", "scope") if name in fields}
-        realm = fields["realm"]
-        if urlsplit(realm).scheme != "https" and urlsplit(answer.url).scheme == "https":
+        realm = place_in(answer, fields["realm"], what="where a token is given")
+        if parts_of(realm).scheme != "https" and parts_of(answer.url).scheme == "https":
             raise TransferError(
                 f"{self.reference} asks for the password over plain HTTP, at {shown(realm)}.",
                 found=realm,
@@ -384,7 +392,7 @@ class Repository:
                 where=answer.url,
                 hint="Use a registry that answers over HTTPS.",
             )
-        join = "&" if urlsplit(realm).query else "?"
+        join = "&" if parts_of(realm).query else "?"
         token = request(
             f"{realm}{join}{urlencode(query, quote_via=quote)}",
             headers={} if basic is None else {"Authorization": basic},
@@ -468,6 +476,9 @@ def _artifact_of(data: bytes, sha256: str, *, where: str) -> Artifact:
         listed = [object_from_json(layer, where="layers") for layer in list_from_json(fields["layers"], where="layers")]
         layers = tuple(_layer_of(layer) for layer in listed)
         titles = {layer.title for layer in layers}
+        folders = {str(folder) for title in titles for folder in PurePosixPath(title).parents}
+        if not folders.isdisjoint(titles):
+            raise ValueError(f"it lists {shown(min(folders & titles))} as a file and as a folder")
         if not 0 < len(layers) <= MAX_FILES or len(titles) < len(layers):
             raise ValueError(f"it lists {len(layers)} files with {len(titles)} names")
         return Artifact(text_from_json(fields.get("artifactType", ""), where="artifactType"), layers, sha256)

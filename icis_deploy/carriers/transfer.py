@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from icis_deploy.common.files import write_file
-from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
+from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
 from icis_deploy.errors import CorruptFileError, TransferError, UsageError
 
 TIMEOUT_SECONDS = 30.0
@@ -98,6 +98,62 @@ def fetch_file(url: str, path: Path, *, size: int, sha256: str, headers: Mapping
     write_file(path, _verified_pieces(url, size=size, sha256=sha256, headers=headers or {}))
 
 
+def parts_of(url: str) -> SplitResult:
+    """Return the parts of an address of HTTP.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:  # brackets around what is no address of IPv6
+        is_one = False
+    if not is_one:
+        raise UsageError(
+            f"{_shown(url)} is no address of HTTP.",
+            found=url,
+            expected="http://… or https://…",
+            where=url,
+            hint="Give one that begins with https:// or http://.",
+        )
+    return parts
+
+
+def is_of_server(url: str, server: str) -> bool:
+    """Say whether an address is of the same server as another one, by scheme, host and port.
+
+    Raises:
+        UsageError: If one of them is no address of HTTP.
+    """
+    return parts_of(url)[:2] == parts_of(server)[:2]
+
+
+def place_in(answer: Answer, link: str, *, what: str) -> str:
+    """Return the address that a link in an answer leads to.
+
+    Args:
+        answer: What holds the link.
+        link: As it stands there, relative to where the answer came from or not.
+        what: What the link is of, for the message.
+
+    Raises:
+        TransferError: If it leads to no address of HTTP.
+    """
+    try:
+        place = urljoin(answer.url, link)
+        parts_of(place)
+    except (ValueError, UsageError) as error:
+        raise TransferError(
+            f"{_shown(answer.url)} names {shown(link)} as {what}, which is no address of HTTP.",
+            found=link,
+            expected="http://… or https://…",
+            where=answer.url,
+            hint="Check the server's address.",
+        ) from error
+    return place
+
+
 def refusal(answer: Answer, *, wanted: str, hint: str = "") -> TransferError:
     """Return the error for a status that a request cannot go on with.
 
@@ -155,15 +211,7 @@ def _verified_pieces(url: str, *, size: int, sha256: str, headers: Mapping[str, 
 def _opened(
     url: str, method: str, headers: Mapping[str, str], body: bytes | IO[bytes] | None
 ) -> Iterator[http.client.HTTPResponse | urllib.error.HTTPError]:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UsageError(
-            f"{_shown(url)} is no address of HTTP.",
-            found=url,
-            expected="http://… or https://…",
-            where=url,
-            hint="Give one that begins with https:// or http://.",
-        )
+    parts_of(url)
     with _as_transfer_error(url):
         asked = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - http and https alone
         for name, value in headers.items():

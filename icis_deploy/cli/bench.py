@@ -28,7 +28,7 @@ from icis_deploy.cli.options import (
     refuse_given,
 )
 from icis_deploy.cli.output import format_option
-from icis_deploy.cli.parameter_types import Choice
+from icis_deploy.cli.parameter_types import Choice, Number
 from icis_deploy.errors import UsageError
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
@@ -45,7 +45,7 @@ from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Measure a target and batch size for so long at most, where the preset's time is too short for a verdict.",
 )
 @click.option("--batch", default="1", show_default=True, metavar="N,N", help="Images in a query; each is measured.")

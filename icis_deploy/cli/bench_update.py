@@ -9,6 +9,7 @@ import click
 from icis_deploy.cli.bench_options import check_out, out_options
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, THREADS, refuse_given
 from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.parameter_types import Number
 
 
 @click.command("bench-update", short_help="Time class updates against the other ways to change a head.")
@@ -32,7 +33,7 @@ from icis_deploy.cli.output import format_option, print_result
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=30.0,
     show_default=True,
     help="How long classes change in --class-swap; it takes three times as long.",

@@ -10,6 +10,7 @@ import click
 
 from icis_deploy.cli.options import EXISTING_PATH, NEW_PATH
 from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.parameter_types import Number
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MAX_ROWS = 50
 @click.option("--out", type=NEW_PATH, help="The page: fleet.html. It needs no other file and no network.")
 @click.option(
     "--silent-hours",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True, max=876_000),
     default=24.0,
     show_default=True,
     help="A device whose status is so much older than the latest one needs attention.",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from icis_deploy.cli.parameter_types import Number
+
 Command = Callable[..., None]
 
 
@@ -37,7 +39,7 @@ def llm_options(function: Command) -> Command:
     for option in (
         click.option(
             "--llm-timeout",
-            type=click.FloatRange(min=0, min_open=True, max=86_400),
+            type=Number(min=0, min_open=True, max=86_400),
             default=300.0,
             show_default=True,
             metavar="SECONDS",

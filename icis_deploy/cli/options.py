@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from icis_deploy.cli.parameter_types import Choice, ExistingPath
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PercentOrNone(click.ParamType):  # type: ignore[type-arg,unused-ignore]  #
         """Return the share, 0..1, or `none`."""
         if isinstance(value, float) or value == "none":
             return value
-        return float(click.FloatRange(0, 100)(value, param, ctx)) / 100
+        return float(Number(0, 100)(value, param, ctx)) / 100
 
 
 def model_options(function: Command) -> Command:
@@ -120,7 +120,7 @@ def calibration_options(function: Command) -> Command:
     for option in (
         click.option(
             "--seen-accuracy",
-            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            type=Number(0, 1, min_open=True, max_open=True),
             help="Accuracy of the model on images of its classes, such as 0.76; sharpens calibration.",
         ),
         click.option(
@@ -141,13 +141,13 @@ def calibration_options(function: Command) -> Command:
         ),
         click.option(
             "--balance",
-            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            type=Number(0, 1, min_open=True, max_open=True),
             help="Instead of --max-seen-loss, the weight of unseen classes against seen ones; 0.5 is that of papers.",
         ),
         click.option(
             "--max-seen-loss",
             metavar="POINTS",
-            type=click.FloatRange(0, 100, min_open=True, max_open=True),
+            type=Number(0, 100, min_open=True, max_open=True),
             help="Points of accuracy that seen classes may lose at most.  [default: 2]",
         ),
     ):
@@ -160,7 +160,7 @@ def max_seen_loss_option(help_text: str) -> Callable[[Command], Command]:
     return click.option(
         "--max-seen-loss",
         metavar="POINTS",
-        type=click.FloatRange(0, 100),
+        type=Number(0, 100),
         callback=lambda _context, _parameter, value: points_as_fraction(value),
         help=help_text,
     )

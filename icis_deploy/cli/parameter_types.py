@@ -1,7 +1,8 @@
-"""Types of options and arguments that name what was probably meant, where something is not known or not there."""
+"""Types of options and arguments: those that name what was probably meant, and numbers that are some."""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -42,3 +43,14 @@ class ExistingPath(click.Path):
             meant = "" if os.path.lexists(value) else did_you_mean_path(value)
             message = " ".join(part for part in (error.message, self.expected, meant) if part).rstrip()
             raise click.BadParameter(message, ctx, param) from None
+
+
+class Number(click.FloatRange):
+    """A number in a range. click's own takes NaN, which no comparison refuses, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, if it is finite and in the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            raise click.BadParameter(f"{number} is not in the range {self._describe_range()}.", ctx, param)
+        return number

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_FOLDER, THREADS, runtime_option
+from icis_deploy.cli.parameter_types import Number
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
@@ -21,7 +22,9 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--parallel", type=THREADS, default=2, show_default=True, help="Requests that a worker answers at once.")
 @click.option("--workers", type=THREADS, default=1, show_default=True, help="Processes.")
 @click.option("--max-waiting", type=click.IntRange(min=0), default=64, show_default=True, help="Waiting requests.")
-@click.option("--timeout", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to answer.")
+@click.option(
+    "--timeout", type=Number(min=0.001, max=86_400), default=30.0, show_default=True, help="Seconds to answer."
+)
 @click.option("--max-body", type=_AT_LEAST_ONE, default=64, show_default=True, help="MiB of a request.")
 @click.option("--max-batch", type=_AT_LEAST_ONE, default=64, show_default=True, help="Inputs of a request.")
 @click.option("--top", type=_AT_LEAST_ONE, default=5, show_default=True, help="How many classes per input.")

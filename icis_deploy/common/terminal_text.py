@@ -44,7 +44,8 @@ def printable(text: str, *, max_length: int | None = None) -> str:
     cut = text if max_length is None or len(text) <= max_length else text[:max_length] + "…"
     if cut.isprintable():
         return cut
-    return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut])
+    # Not by the codec, which Python reads from a file when it is first needed: there may be no descriptor to be had.
+    return "".join([char if char.isprintable() else repr(char)[1:-1] for char in cut])
 
 
 _IMAGE_WORDS = re.compile(r"(?<![-\w`/])([Ii])mage(s?)(?![-\w`(]|/(?!s\b)|\.\w)")

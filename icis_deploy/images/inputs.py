@@ -289,7 +289,21 @@ def as_array(value: object, form: InputForm | None = None) -> object:
         value: Anything.
         form: What the model takes: where that is images, uint8 with its channels in front gets them last, as images
             have them.
+
+    Raises:
+        ImageError: If it is an array of which numpy masks a value: what stands there is no number of the input.
     """
+    masked = sys.modules.get("numpy.ma")  # whoever has one has imported it
+    if masked is not None and isinstance(value, masked.MaskedArray):
+        num_masked = int(masked.count_masked(value))
+        if num_masked:
+            raise ImageError(
+                f"An array masks {num_masked} of its {value.size} values, which are missing.",
+                found=f"{num_masked} masked values",
+                expected="finite numbers",
+                hint="Fill missing values as they were filled when the model was trained.",
+            )
+        return value.data
     torch = sys.modules.get("torch")  # whoever has a tensor has imported it
     if torch is None or not isinstance(value, torch.Tensor):
         return value

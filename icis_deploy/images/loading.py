@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_LIST_BYTES = 1 << 28
+_NOT_READ = {
+    "EPS": "its pixels are what a program draws, which Pillow would have Ghostscript run",
+    "IPTC": "it may hold an image of any other one and size",
+}
+"""Formats that Pillow opens, and whose pixels are never asked for: an image comes from whoever sends it."""
+
 MAX_LIST_CELLS = 1 << 25
 """Files and classes of 16 million images; ImageNet-21k has 14 million."""
 
@@ -375,6 +381,13 @@ def _decoded(file: IO[bytes], prepare: Callable[[Image], Prepared]) -> Prepared:
     import PIL.Image
 
     with PIL.Image.open(file) as image:
+        if image.format in _NOT_READ:
+            raise ImageError(
+                f"it is {image.format}, a format that is not read: {_NOT_READ[image.format]}.",
+                found=image.format,
+                expected="an image such as JPEG or PNG",
+                hint="Save it as PNG.",
+            )
         return prepare(image)
 
 

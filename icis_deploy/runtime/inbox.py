@@ -193,7 +193,7 @@ class _Run:
                 self._leave(name, status, DONE, data)
                 self.files.append(InboxFile(name=name, applied=applied))
                 continue
-            if self._is_of_the_device(reason):
+            if is_of_the_device(reason, self._folder):
                 self.fault = reason
                 break
             is_half = isinstance(reason, CorruptFileError) and _is_fresh(status)
@@ -260,15 +260,6 @@ class _Run:
             reason = error.strerror or str(error)
             raise LoadError(f"It cannot be read: {reason}.", found=reason, expected="a readable file") from error
         return b"".join(pieces)
-
-    def _is_of_the_device(self, error: ICISDeployError) -> bool:
-        if not isinstance(error, IntegrityError | IncompatibleError | LoadError | VerdictError):
-            return True
-        if error.where is None:
-            return False
-        # A device works in the folder that a link led to when it was opened.
-        folders = {self._folder, Path(os.path.realpath(self._folder))}
-        return not folders.isdisjoint((Path(error.where), *Path(error.where).parents))
 
     def _leave(
         self,
@@ -340,6 +331,22 @@ class _Run:
             os.close(folder)
             self._hide(name)
         raise OSError(errno.EEXIST, "its name is taken", name)
+
+
+def is_of_the_device(error: ICISDeployError, folder: Path) -> bool:
+    """Return whether an update was refused for what is wrong with the device, so that any other one would be too.
+
+    Args:
+        error: What `Device.apply` raised for the bytes of an update.
+        folder: The bundle.
+    """
+    if not isinstance(error, IntegrityError | IncompatibleError | LoadError | VerdictError):
+        return True
+    if error.where is None:
+        return False
+    # A device works in the folder that a link led to when it was opened.
+    folders = {folder, Path(os.path.realpath(folder))}
+    return not folders.isdisjoint((Path(error.where), *Path(error.where).parents))
 
 
 def _is_fresh(status: os.stat_result | None) -> bool:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from icis_deploy.runtime.state.journal import Journal
 from icis_deploy.runtime.state.store import Store
 
 MAX_REFUSALS = 5
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_LAST_SECOND = 253402300799.0
+"""Of the year 9999, the last that a time can be in; a carrier may give a file any."""
 _REASON_SUFFIX = f"{SUFFIX}.reason"
 _MAX_REASON_BYTES = 1 << 16
 
@@ -223,6 +226,6 @@ def _refusals(folder: Path, reasons: list[tuple[float, str]]) -> Iterator[Refusa
             said = data.decode(errors="replace").strip().removeprefix("Error: ")
             yield Refusal(
                 file=printable(name.removesuffix(".reason"), max_length=MAX_SHOWN),
-                time=json_from_time(datetime.fromtimestamp(seconds, timezone.utc)),
+                time=json_from_time(_EPOCH + timedelta(seconds=min(max(seconds, 0.0), _LAST_SECOND))),
                 reason=printable(said, max_length=MAX_REASON),
             )

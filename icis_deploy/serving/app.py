@@ -43,6 +43,7 @@ from icis_deploy.errors import ICISDeployError, RuntimeFailureError
 from icis_deploy.runtime.answers import Logits, top_predictions
 from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device, Prediction, prepare_named
+from icis_deploy.runtime.inbox import is_of_the_device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.serving.bodies import LastAnswer, check_pixels, images_in, read_body
 from icis_deploy.serving.head import InboxWatch, ServedHead
@@ -156,7 +157,9 @@ class Worker:
         except HttpProblem as problem:
             status, error, headers = problem.status, problem.error, problem.headers
         except ICISDeployError as raised:
-            status, error, headers = status_of(raised, is_update=endpoint == "apply"), raised, {}
+            is_update = endpoint == "apply"
+            is_own = is_update and is_of_the_device(raised, self._settings.bundle)
+            status, error, headers = 500 if is_own else status_of(raised, is_update=is_update), raised, {}
         except Exception as bug:  # whatever it is, this request alone fails
             log("request failed", level=logging.ERROR, error=bug, endpoint=endpoint, request_id=request_id)
             return JSONResponse(body_of_fault(request_id), status_code=500)
@@ -370,7 +373,7 @@ def _classified(device: Device, wanted: InferRequest) -> tuple[list[Prediction],
     """Return the answers on a batch, and the logits where they are asked for: all of one version.
 
     Raises:
-        HttpProblem: 400 if the model gives no numbers because the input holds none.
+        HttpProblem: 400 if the model gives no numbers for what the input holds.
         RuntimeFailureError: If the runtime fails.
     """
     try:
@@ -384,10 +387,18 @@ def _classified(device: Device, wanted: InferRequest) -> tuple[list[Prediction],
             logits,
         )
     except RuntimeFailureError as error:
-        if np.isfinite(wanted.images).all():
+        if not np.isfinite(wanted.images).all():
+            raise HttpProblem(
+                400, "The input holds numbers that are not finite.", found="NaN or infinity", expected="finite numbers"
+            ) from error
+        if np.isfinite(device.logits(wanted.images).values).all():  # raises once more where the runtime is at fault
             raise
         raise HttpProblem(
-            400, "The input holds numbers that are not finite.", found="NaN or infinity", expected="finite numbers"
+            400,
+            "The input holds numbers that are too large: the model gives no finite scores for them.",
+            found=f"numbers up to {np.abs(wanted.images).max():g}",
+            expected="numbers as the model takes them",
+            hint="Prepare the input as the model's images are.",
         ) from error
 
 

@@ -21,16 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from icis_deploy.common.syncing import CLOSE_ON_EXEC
-from icis_deploy.errors import (
-    ICISDeployError,
-    IncompatibleError,
-    IntegrityError,
-    LoadError,
-    UsageError,
-    VerdictError,
-)
+from icis_deploy.errors import ICISDeployError, LoadError
 from icis_deploy.runtime.device import AppliedUpdate, Device
-from icis_deploy.runtime.inbox import SUFFIX, process_inbox
+from icis_deploy.runtime.inbox import SUFFIX, is_of_the_device, process_inbox
 from icis_deploy.serving.logs import log
 from icis_deploy.serving.metrics import Metrics
 from icis_deploy.serving.tracing import Span, span
@@ -38,8 +31,6 @@ from icis_deploy.serving.tracing import Span, span
 POLL_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 30.0
 LOCK_NAME = "inbox.lock"
-REFUSALS = (IntegrityError, IncompatibleError, LoadError, VerdictError, UsageError)
-"""What is wrong with an update, and not with the device."""
 
 
 class ServedHead:
@@ -143,7 +134,7 @@ class ServedHead:
                 signed_by=entry.signed_by,
             )
             return
-        is_refused = isinstance(error, REFUSALS)
+        is_refused = error is not None and not is_of_the_device(error, self.bundle)
         result = "refused" if is_refused else "fault"
         traced.event("update", icis_deploy__update__result=result, error__type=type(error).__name__)
         self.metrics.updates.labels(result=result, via=via).inc()

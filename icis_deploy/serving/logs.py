@@ -41,14 +41,37 @@ def _plain(value: object) -> object:
     return printable(str(value), max_length=MAX_LOGGED)
 
 
+class _Repeated(logging.Filter):
+    """Leaves out what another library says again within a second.
+
+    Where a process has no descriptor left, asyncio says so for each place in the queue of connections, again and again:
+    three megabytes a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[str, str] | None = None
+        self._time = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is written."""
+        said = (record.name, str(record.msg))
+        if record.name == _LOGGER.name:
+            return True
+        if said == self._last and 0 <= record.created - self._time < 1:
+            return False
+        self._last, self._time = said, record.created
+        return True
+
+
 def set_up_logs() -> None:
-    """Write what this package and its HTTP server log as JSON lines to stderr; once a process."""
+    """Write what is logged and warned of as JSON lines to stderr, whoever says it: clients make any library speak."""
+    logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("icis_deploy.serving", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    handler.addFilter(_Repeated())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    _LOGGER.setLevel(logging.INFO)
 
 
 def log(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: object) -> None:

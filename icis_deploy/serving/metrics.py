@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from icis_deploy.common.terminal_text import printable
-from icis_deploy.errors import MissingDependencyError
+from icis_deploy.errors import ICISDeployError, MissingDependencyError
 from icis_deploy.runtime.answers import Prediction
 from icis_deploy.runtime.device import Device, state_of
 
@@ -139,15 +140,21 @@ class _HeadCollector:
 
         state, bundle = state_of(self._device), self._device.bundle
         num_filled = 0 if state.table is None else len(state.table.filled_names)
-        history = self._device.history()
         for name, text, value in (
             ("head_version", "Version of the head that answers.", state.version),
-            ("head_changes", "Changes committed to the bundle, by whomever.", history[-1].sequence if history else 0),
             ("classes", "Classes that an answer chooses among.", len(state.class_names)),
             ("slots", "Slots of the head.", bundle.capacity),
             ("slots_free", "Slots without a class.", bundle.capacity - num_filled),
         ):
             yield GaugeMetricFamily(f"icis_deploy_{name}", text, value=float(value))
+        # Where the bundle cannot be read, all else is still to be seen, as then most.
+        with suppress(ICISDeployError):
+            history = self._device.history()
+            yield GaugeMetricFamily(
+                "icis_deploy_head_changes",
+                "Changes committed to the bundle, by whomever.",
+                value=float(history[-1].sequence if history else 0),
+            )
         info = GaugeMetricFamily("icis_deploy_bundle_info", "The bundle that is served.", labels=["manifest_sha256"])
         info.add_metric([bundle.manifest_sha256 or ""], 1.0)
         yield info

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ OUTPUTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 """Datatype and shape of each output."""
 
 _DATATYPES: Mapping[str, str] = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_OTHER_VALUES = 1 << 12
 """JSON values of a request beside those of its tensors."""
 
@@ -117,6 +119,8 @@ def parse_request(
     request_id = request.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise _refused("The request's id is no string.", shown(request_id), "a string")
+    if request_id is not None and _SURROGATE.search(request_id):  # JSON can say it, and no answer can repeat it
+        raise _refused("The request's id holds half of a surrogate pair.", shown(request_id), "a text of UTF-8")
     return InferRequest(images=images, outputs=outputs, binary=binary, top=top, request_id=request_id)
 
 
@@ -185,23 +189,41 @@ def _shape(value: object, input_shape: tuple[int, ...], *, max_batch: int) -> tu
 def _from_json(data: object, shape: tuple[int, ...], dtype: str) -> Images:
     if not isinstance(data, list):
         raise _refused("The input has no data: neither a list nor binary_data_size.", shown(data), "a list of numbers")
+    if not _holds_numbers(data, len(shape)):
+        raise _refused(
+            "The input's data holds something else than numbers.",
+            "something else",
+            f"numbers, flat or as {list(shape)}",
+        )
     try:
         values = np.array(data)
     except ValueError as error:  # lists of different lengths
         raise _refused(f"The input's data is no tensor: {reason_of(error)}.", reason_of(error)) from error
-    is_number = values.dtype.kind in "iuf"
-    if not is_number or values.size != math.prod(shape) or (values.ndim > 1 and values.shape != shape):
-        kind = "numbers" if is_number else "something else than numbers"
+    if values.size != math.prod(shape) or (values.ndim > 1 and values.shape != shape):
         raise _refused(
-            f"The input's data is {list(values.shape)} of {kind}; its shape says {list(shape)}.",
-            (str(list(values.shape)), kind),
-            (str(list(shape)), "numbers, flat or nested"),
+            f"The input's data is {list(values.shape)}; its shape says {list(shape)}.",
+            str(list(values.shape)),
+            f"numbers, flat or as {list(shape)}",
         )
+    if values.dtype.kind == "O":  # whole numbers that 64 bits do not hold
+        raise _refused("The input's data holds whole numbers beyond 64 bits.", None, f"numbers of {dtype}")
     if np.dtype(dtype).kind == "u":
         limit = np.iinfo(dtype).max
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > limit:
             raise _refused(f"The input's data is not of whole numbers from 0 to {limit}.", None, f"0 to {limit}")
-    return np.ascontiguousarray(values.reshape(shape), dtype=dtype)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with its answer
+        return np.ascontiguousarray(values.reshape(shape), dtype=dtype)
+
+
+def _holds_numbers(data: list[Any], depth: int) -> bool:
+    """Say whether a list holds numbers alone, in lists of at most `depth` levels.
+
+    numpy is not asked: of one long text it makes an array in which each number is as long.
+    """
+    kinds = set(map(type, data))  # without a loop in Python
+    if kinds == {list} and depth > 1:
+        return all(_holds_numbers(each, depth - 1) for each in data)
+    return kinds <= {int, float}
 
 
 def _outputs(value: object, *, by_default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -212,7 +234,7 @@ def _outputs(value: object, *, by_default: bool) -> tuple[tuple[str, ...], froze
     binary, names = set(), []
     for each in value:
         name = each.get("name")
-        if name not in OUTPUTS or name in names:
+        if not isinstance(name, str) or name not in OUTPUTS or name in names:
             raise _refused(
                 f"The output {shown(name)} is not there, or asked for twice; the model has {', '.join(OUTPUTS)}.",
                 shown(name),

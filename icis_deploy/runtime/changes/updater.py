@@ -20,6 +20,7 @@ are imported with the first change: a device that only answers opens without the
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from typing import TYPE_CHECKING
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
-from icis_deploy.errors import BundleError, IncompatibleError, IntegrityError, SelfTestError
+from icis_deploy.common.terminal_text import shown
+from icis_deploy.errors import BundleError, IncompatibleError, IntegrityError, SelfTestError, UsageError
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.limits import Limits
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
@@ -175,11 +177,20 @@ class Updater:
         watch, limit = Stopwatch(), rules.max_update_bytes(self._bundle)
         if isinstance(update, bytes | bytearray | memoryview):
             data = bytes(update)  # which nobody can change while they are verified
-        elif isinstance(update, str | Path):
+        elif isinstance(update, str | os.PathLike):
             data = self._store.read_update(Path(update), limit)
         else:
+            from icis_deploy.head.class_update import ClassUpdate
             from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+            from icis_deploy.updates.trusted_keys import TrustedKeys
 
+            if not isinstance(update, ClassUpdate | TrustedKeys):
+                raise UsageError(
+                    f"The update is of type {shown(type(update).__name__)}.",
+                    found=type(update).__name__,
+                    expected="a path, bytes or a ClassUpdate",
+                    hint="Give the path of an .icis file, its bytes, or what `inject()` returns.",
+                )
             data = serialize_envelope(envelope_of(update))  # goes the way of every file, unsigned
         try:
             return self._apply_bytes(

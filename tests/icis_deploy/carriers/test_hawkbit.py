@@ -309,7 +309,9 @@ def test_what_the_server_lets_wait_waits(modes, server, target, bundle, key):
     assert (server.feedback, server.num_downloads, history(bundle)) == ([], 0, ())
 
 
-@pytest.mark.parametrize("name", ["../../x", ".hidden", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["../../x", ".hidden", "a/b", "", "a\0b", "a\nb", "\ud800", "\u00e9" * 150], ids=lambda name: repr(name[:9])
+)
 def test_a_file_name_that_leads_elsewhere_fails_the_action(name, server, target, tmp_path):
     server.action, server.files = "12", {name: b"x"}
 
@@ -317,6 +319,40 @@ def test_a_file_name_that_leads_elsewhere_fails_the_action(name, server, target,
 
     assert not (tmp_path / "x").exists()
     assert results(server) == [("deploymentBase", "closed", "failure")]
+
+
+@pytest.mark.parametrize("changed", [{"size": -(1 << 40)}, {"_links": {"download": {"href": "http://[::1"}}}], ids=str)
+def test_a_file_without_a_size_or_an_address_fails_the_action(changed, server, target):
+    # Of a negative size all that a server sends would be read at once, and another file's would seem smaller.
+    server.deploy("12", one=b"x")
+    real = server.deployment
+
+    def deployment():
+        said = real()
+        said["deployment"]["chunks"][0]["artifacts"][0] |= changed
+        return said
+
+    server.deployment = deployment
+
+    assert target.poll().succeeded is False
+    assert server.num_downloads == 0
+    assert results(server) == [("deploymentBase", "closed", "failure")]
+
+
+@pytest.mark.parametrize("action", ["", "1\n2", "\ud800", "9" * 200, 10**200], ids=lambda action: repr(action)[:9])
+def test_an_action_that_cannot_be_written_down_is_not_begun(action, server, target):
+    server.action = "12"
+    server.deployment = lambda: {"id": action, "deployment": {}}
+
+    with pytest.raises(TransferError, match="as its 'id'"):
+        target.poll()
+
+
+def test_modes_of_any_type_are_read(server, target):
+    server.modes = {"download": ["forced"], "update": {}}
+    server.action = "12"
+
+    assert target.poll().succeeded is False
 
 
 def test_a_server_that_refuses_lacks_the_device_or_is_another_is_named(server, target):
@@ -328,6 +364,9 @@ def test_a_server_that_refuses_lacks_the_device_or_is_another_is_named(server, t
         target.poll()
     target.controller, real = "camera-7", server.poll
     server.poll = lambda: real() | {"_links": {"deploymentBase": {"href": "http://evil.example/x"}}}
+    with pytest.raises(TransferError, match="another server"):
+        target.poll()
+    server.poll = lambda: {"_links": {"deploymentBase": {"href": "http://[::1"}}}
     with pytest.raises(TransferError, match="another server"):
         target.poll()
     server.poll = lambda: ["no object"]

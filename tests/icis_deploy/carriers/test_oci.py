@@ -9,12 +9,22 @@ import socket
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 import icis_deploy
-from icis_deploy.carriers.oci import BUNDLE_TYPE, UPDATE_TYPE, Artifact, Layer, Reference, Repository, files_of_bundle
+from icis_deploy.carriers.oci import (
+    BUNDLE_TYPE,
+    UPDATE_TYPE,
+    Artifact,
+    Layer,
+    Reference,
+    Repository,
+    _artifact_of,
+    files_of_bundle,
+)
 from icis_deploy.errors import (
     CorruptFileError,
     IncompatibleError,
@@ -27,6 +37,7 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.inbox import process_inbox
 from icis_deploy.updates.signing import keygen
 from testing.bundles import files_in, make_update, signed_bytes, trust, write_bundle
+from testing.local_server import serving
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "fleet" / "icis_carrier.py"
 REGISTRY = shutil.which("docker-registry")
@@ -202,6 +213,63 @@ def test_a_manifest_that_is_nested_without_end_is_none():
             _artifact_of(data, "0" * 64, where="x")
 
 
+def test_a_file_that_is_a_folder_too_is_no_manifest_of_files():
+    layers = [
+        {"digest": f"sha256:{'0' * 64}", "size": 1, "annotations": {"org.opencontainers.image.title": title}}
+        for title in ("targets/x/model", "targets")
+    ]
+
+    with pytest.raises(CorruptFileError, match="'targets' as a file and as a folder"):
+        _artifact_of(json.dumps({"layers": layers}).encode(), "0" * 64, where="here")
+
+
+def registry_that_names(place, seen):
+    """Return a handler of a registry that lets in by password and has its files kept at another place."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append((self.command, "Authorization" in self.headers))
+            if "Authorization" not in self.headers:
+                self.reply(401, ("WWW-Authenticate", 'Basic realm="here"'))
+            elif self.command == "POST":
+                self.reply(202, ("Location", place))
+            else:
+                self.reply(404)
+
+        def reply(self, status, *headers):
+            self.send_response(status)
+            for name, value in (*headers, ("Content-Length", "0")):
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_HEAD = do_POST = do_PUT = do_GET = answer
+
+        def log_message(self, *_arguments):
+            pass
+
+    return Handler
+
+
+def test_a_password_is_not_sent_to_another_server_that_keeps_files(tmp_path):
+    own, others = [], []
+    with serving(registry_that_names("", others)) as store, serving(registry_that_names(f"{store}/x", own)) as url:
+        repository = Repository(Reference.parse(f"{url.removeprefix('http://')}/a:1"), ("user", "secret"))
+        with pytest.raises(TransferError, match="HTTP 401"):
+            repository.push(written(tmp_path / "out", new=b"x"), UPDATE_TYPE)
+
+    assert ("POST", True) in own
+    assert others == [("PUT", False)]
+
+
+@pytest.mark.parametrize("place", ["http://[::1", "file:///etc/passwd", "//["])
+def test_a_place_that_is_no_address_is_named(place, tmp_path):
+    with serving(registry_that_names(place, [])) as url:
+        repository = Repository(Reference.parse(f"{url.removeprefix('http://')}/a:1"), ("user", "secret"))
+        with pytest.raises(TransferError, match="no address of HTTP"):
+            repository.push(written(tmp_path / "out", new=b"x"), UPDATE_TYPE)
+
+
 @needs_registry
 def test_half_a_bundle_leaves_no_folder(registry, reference, tmp_path):
     bundle = write_bundle(tmp_path / "bundle")
@@ -315,7 +383,9 @@ def test_references(text, registry_name, tag):
     assert reference.url.startswith("http://[::1]" if "::1" in text else "https://registry.example")
 
 
-@pytest.mark.parametrize("text", ["camera", "registry.example/Camera:8", "a/b@sha256:12", "a/b:x y", "../x/y", "a//b"])
+@pytest.mark.parametrize(
+    "text", ["camera", "registry.example/Camera:8", "a/b@sha256:12", "a/b:x y", "../x/y", "a//b", "[1:2:3]/a:1"]
+)
 def test_what_is_no_reference_is_refused(text):
     with pytest.raises(UsageError, match="names no artifact"):
         Reference.parse(text)

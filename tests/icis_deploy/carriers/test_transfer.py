@@ -110,7 +110,9 @@ def test_a_server_that_falls_silent_is_not_waited_for_forever(monkeypatch):
         request(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example/x", "/etc/passwd", "http://", "http:///x"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://example/x", "/etc/passwd", "http://", "http:///x", "http://[::1"]
+)
 def test_what_is_no_address_of_http_is_refused(url, tmp_path):
     with pytest.raises(UsageError, match="no address of HTTP"):
         fetch(url, tmp_path / "x")

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.bench import bench, scale
 from benchmarks.results.result import load_result, save_result
+from icis_deploy.api.bench import BenchOptions
 from icis_deploy.cli.main import run
+from icis_deploy.errors import UsageError
 from testing.exported_bundles import export_bundles
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -113,7 +115,9 @@ def test_a_file_in_the_place_of_a_folder_of_logs_is_refused_before_anything_is_m
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
 def test_a_time_that_is_no_number_of_seconds_is_refused(seconds, bundles, capsys):
     assert run(["bench", str(bundles.fused), "--seconds", seconds]) == 2
-    assert capsys.readouterr().err == f"Error: {seconds} seconds were asked for; expected a positive number.\n"
+    assert f"Invalid value for '--seconds': {seconds} is not in the range x>0." in capsys.readouterr().err
+    with pytest.raises(UsageError, match=f"^{seconds} seconds were asked for; expected a positive number"):
+        BenchOptions(max_seconds=float(seconds))
 
 
 def test_a_runtime_that_is_given_twice_is_measured_once(bundles, tmp_path):

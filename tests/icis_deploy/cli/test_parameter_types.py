@@ -1,8 +1,8 @@
 import click
 import pytest
 
-from icis_deploy.cli.main import run
-from icis_deploy.cli.parameter_types import Choice, ExistingPath
+from icis_deploy.cli.main import cli, run
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
 
 
 def test_a_word_is_taken_and_of_another_the_closest_is_named():
@@ -13,6 +13,22 @@ def test_a_word_is_taken_and_of_another_the_closest_is_named():
         kind.convert("updateable", None, None)
     with pytest.raises(click.BadParameter, match=r"'updatable'\.$"):
         kind.convert("x", None, None)
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "-inf", "1e999", "-1", "3"])
+def test_a_number_outside_its_range_or_none_is_refused(given):
+    kind = Number(0, 2)
+
+    assert kind.convert("1.5", None, None) == 1.5
+    with pytest.raises(click.BadParameter, match=r"is not in the range 0<=x<=2\.$"):
+        kind.convert(given, None, None)
+
+
+def test_no_option_takes_what_is_no_number():
+    for command in cli.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter.type, click.FloatRange):
+                assert isinstance(parameter.type, Number), f"{command.name} {parameter.name}"
 
 
 def test_a_path_is_taken_and_of_another_the_closest_in_its_folder_is_named(tmp_path, monkeypatch):

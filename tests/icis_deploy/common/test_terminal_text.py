@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from icis_deploy.common.terminal_text import percent, points_text
+from icis_deploy.common.terminal_text import percent, points_text, printable
 
 PACKAGES = ("icis_deploy", "exporters", "benchmarks")
 ROOT = Path(__file__).parents[3]
@@ -33,3 +36,22 @@ def test_no_message_writes_a_percentage_another_way():
     ]
     assert len(paths) > 100
     assert not found
+
+
+def test_what_is_not_visible_is_escaped():
+    assert printable("a\x1b[2J\n\u202eb\U000e0001\ud800 \u00e9") == r"a\x1b[2J\n\u202eb\U000e0001\ud800 \u00e9".replace(
+        r"\u00e9", "\u00e9"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_an_error_is_shown_where_no_file_can_be_opened():
+    code = """
+        import resource
+        from icis_deploy.common.terminal_text import printable
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        print(printable("Too many open files\\n"))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "Too many open files\\n\n"

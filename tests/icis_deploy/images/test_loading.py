@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from icis_deploy.errors import ImageError
 from icis_deploy.images import loading as images
@@ -229,6 +229,31 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
     with pytest.raises(ImageError, match=r"^Cannot read the image \S+bomb\.png: Image size \(180 pixels\) exceeds"):
         load_images([tmp_path / "bomb.png"], PREPROCESSING)
+
+
+def eps_file():
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "EPS")
+    return file.getvalue()
+
+
+def iptc_file(image):
+    """Return an IPTC file of one pixel, by its header, that holds an image of any other format."""
+    fields = [(60, b"\1\0"), (20, b"\0\0\0\1"), (30, b"\0\0\0\1"), (120, b"\5")]
+    records = [(3, kind, value) for kind, value in fields] + [(8, 10, image)]
+    return b"".join(b"\x1c" + bytes(head) + len(value).to_bytes(2, "big") + value for *head, value in records)
+
+
+@pytest.mark.parametrize(("form", "data"), [("EPS", eps_file()), ("IPTC", iptc_file(eps_file()))], ids=["EPS", "IPTC"])
+def test_no_image_makes_ghostscript_run_a_program(tmp_path, monkeypatch, form, data):
+    calls = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: calls.append(given))
+    (tmp_path / "drawn.png").write_bytes(data)
+
+    with pytest.raises(ImageError, match=rf"^Cannot read the image \S+drawn\.png: it is {form}, a format"):
+        load_images([tmp_path / "drawn.png"], PREPROCESSING)
+
+    assert calls == []
 
 
 def refusal_or_none(path):

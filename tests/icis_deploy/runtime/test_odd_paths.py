@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from icis_deploy.cli.main import run
-from icis_deploy.errors import BundleError, ICISDeployError, LoadError
+from icis_deploy.errors import BundleError, ICISDeployError, LoadError, UsageError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.envelope import load_update
 from icis_deploy.updates.signing import keygen, rotate_keys, sign, verify_update
-from testing.bundles import files_in, make_update
+from testing.bundles import files_in, make_update, write_bundle
 
 ODD = [
     "a\0b",
@@ -107,3 +107,22 @@ def test_a_line_break_in_a_path_makes_no_second_line(bundle_folder, tmp_path, ca
     path.write_bytes(b"no update")
     assert run(["apply", str(path), "--to", str(bundle_folder)]) == 6
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("update", [None, 3, ["8.icis"], object()], ids=repr)
+def test_what_is_no_update_is_named_by_its_type(update, tmp_path):
+    device = Device.open(write_bundle(tmp_path / "bundle"))
+
+    with pytest.raises(UsageError, match=rf"^The update is of type '{type(update).__name__}'\. Give the path"):
+        device.apply(update)
+
+    assert device.history() == ()
+
+
+def test_a_path_of_any_kind_is_one(tmp_path):
+    class Named:
+        def __fspath__(self):
+            return str(tmp_path / "8.icis")
+
+    with pytest.raises(LoadError, match=r"8\.icis: No such file"):
+        Device.open(write_bundle(tmp_path / "bundle")).apply(Named())

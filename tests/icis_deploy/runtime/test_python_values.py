@@ -145,6 +145,16 @@ def test_numbers_of_any_form_are_inputs_of_a_model_without_preprocessing(tmp_pat
     assert device.predict(np.arange(6, dtype=np.uint8)) == device.predict(np.arange(6, dtype=np.float32)[None])
 
 
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_masked_value_is_missing_and_not_what_stands_behind_the_mask(tmp_path, is_list):
+    device, values = Device.open(write_bundle(tmp_path / "bundle")), np.ones((2, 6), dtype=np.float32)
+    whole, missing = np.ma.masked_array(values), np.ma.masked_array(values, mask=[[False] * 6, [True] + [False] * 5])
+
+    assert device.predict(list(whole) if is_list else whole) == device.predict(values)
+    with pytest.raises(ImageError, match=r"masks 1 of its (6|12) values, which are missing\. Fill missing values"):
+        device.predict(list(missing) if is_list else missing)
+
+
 def test_a_table_of_pandas_is_a_batch(tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     device = Device.open(write_bundle(tmp_path / "bundle"))

@@ -13,7 +13,7 @@ from icis_deploy.errors import LoadError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.inbox import process_inbox
 from icis_deploy.runtime.operations import apply, disable, rollback
-from icis_deploy.runtime.status import MAX_REFUSALS, status
+from icis_deploy.runtime.status import MAX_REFUSALS, _refusals, status
 from testing.bundles import files_in, make_update, signed_bytes, write_bundle, write_signed
 
 NOW = datetime(2026, 11, 30, 9, tzinfo=timezone.utc)
@@ -83,6 +83,23 @@ def test_what_the_inbox_refused_is_told_the_latest_first(bundle_folder, keys, tm
     assert found.num_refused == MAX_REFUSALS + 2
     assert [each.file for each in found.refusals] == [f"{number}.icis" for number in (6, 5, 4, 3, 2)]
     assert all("cat" in each.reason for each in found.refusals)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "time"),
+    [
+        (2.0**62, "9999-12-31T23:59:59Z"),
+        (2.0**38, "9999-12-31T23:59:59Z"),
+        (-(2.0**38), "1970-01-01T00:00:00Z"),
+        (1e9, "2001-09-09T01:46:40Z"),
+    ],
+)
+def test_a_carrier_gives_its_files_any_time(seconds, time, tmp_path):
+    (tmp_path / "8.icis.reason").write_text("Error: x")
+
+    (found,) = _refusals(tmp_path, [(seconds, "8.icis.reason")])  # as a memory file system keeps it
+
+    assert found.time == time
 
 
 def test_an_inbox_that_is_not_there_is_named(bundle_folder, tmp_path):

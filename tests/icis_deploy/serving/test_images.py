@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 import icis_deploy
 from icis_deploy.runtime.device import Device
 from testing.bundles import write_bundle
-from testing.serving import served
+from testing.serving import served, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,17 @@ def test_bad_images_are_told_what_is_wrong(server, photos):
 
     assert not running.logged("request failed")
     assert running.ask("POST", "/predict", photo, kind)[0] == 200
+
+
+def test_what_a_library_warns_of_is_logged_as_everything_else(server):
+    running, _ = server
+    file = io.BytesIO()
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 200
+    PIL.Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(file, "JPEG", exif=damaged)
+
+    assert running.ask("POST", "/predict", file.getvalue(), {"Content-Type": "image/jpeg"})[0] == 200
+    wait_for(lambda: any("Corrupt EXIF data" in str(line) for line in running.logs))
+    assert not running.logged("no JSON")
 
 
 def test_a_model_that_takes_arrays_alone_says_so(tmp_path):

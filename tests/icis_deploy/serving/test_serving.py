@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from icis_deploy.bundle.manifest import load_manifest
+from icis_deploy.errors import UsageError
 from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
 from icis_deploy.serving import bodies
+from icis_deploy.serving.protocol import parse_request
 from icis_deploy.updates.signing import keygen
 from testing.bundles import images, make_update, signed_bytes, trust, write_bundle, write_signed
 from testing.serving import infer_body, served, wait_for
@@ -220,6 +224,21 @@ BAD_REQUESTS = {
         400,
         "something else than numbers",
     ),
+    "a text among numbers": (
+        {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 6], "data": [[1, 2, "3", 4, 5, 6]]}]},
+        {},
+        400,
+        "something else than numbers",
+    ),
+    "whole numbers without end": (
+        {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 6], "data": [1, 2, 3, 4, 5, 1 << 70]}]},
+        {},
+        400,
+        "beyond 64 bits",
+    ),
+    "numbers too large for the model": (infer_body(np.full((1, 6), -3e38)), {}, 400, "too large"),
+    "an id that no UTF-8 holds": (infer_body(images(1), id="\ud800"), {}, 400, "surrogate"),
+    "an output's name that is none": (infer_body(images(1), outputs=[{"name": []}]), {}, 400, "The output []"),
     "an output that is not there": (infer_body(images(1), outputs=[{"name": "scores"}]), {}, 400, "'scores'"),
     "top 0": (infer_body(images(1), parameters={"top": 0}), {}, 400, "'top' is 0"),
     "a JSON length past the end": (b"{}", {"Inference-Header-Content-Length": "9"}, 400, "the body has 2 bytes"),
@@ -252,6 +271,20 @@ def test_a_bad_request_is_told_what_is_wrong_and_harms_nobody_else(bundle):
     assert not server.logged("request failed")
     assert total(metrics, "icis_deploy_requests_total") == len(BAD_REQUESTS) + 3
     assert metrics['icis_deploy_requests_total{code="200",endpoint="infer"}'] == 1
+
+
+def test_a_long_text_among_numbers_takes_no_memory(bundle):
+    # numpy would make each of the values as long as the text: 128 MiB here, more than any machine has in a larger one.
+    tensor = {"name": "image", "datatype": "FP32", "shape": [64, 6], "data": ["a" * (1 << 18), *[1.0] * 383]}
+    body, opened = json.dumps({"inputs": [tensor]}).encode(), load_manifest(bundle)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="something else than numbers"):
+            parse_request(body, None, opened, max_batch=64, default_top=5)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_infinite_numbers_in_binary_data_are_the_clients_fault(bundle):
@@ -456,6 +489,44 @@ def test_a_refused_file_leaves_the_inbox_and_the_next_is_taken(bundle, inbox, ke
     assert server.logged("update refused")[0]["file"] == "1.icis"
     assert metrics['icis_deploy_updates_total{result="refused",via="inbox"}'] == 1
     assert "cat" in (inbox / "refused" / "1.icis.reason").read_text()
+
+
+def test_what_a_library_says_without_end_is_written_once_a_second():
+    # asyncio does where a process has no descriptor left: two thousand times a second, with a traceback each.
+    code = """
+        import logging
+        from icis_deploy.serving.logs import log, set_up_logs
+        set_up_logs()
+        for _ in range(3):
+            log("request")
+            for _ in range(2000):
+                logging.getLogger("asyncio").error("out of system resource")
+        logging.getLogger("asyncio").error("another thing")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events.count("request") == 3
+    assert 1 <= events.count("out of system resource") < 100
+    assert events[-1] == "another thing"
+
+
+def test_a_fault_of_the_device_is_not_the_updates_and_stays_in_the_log(bundle, key, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+    data = signed_bytes(make_update("okapi", version=1), key.private_path)
+    with served(bundle, "--admin-token", tmp_path / "token") as server:
+        (bundle / "state").mkdir()
+        (bundle / "state" / "journal.json").write_text("damaged")
+        status, _, body = server.ask("POST", "/admin/apply", data, {"Authorization": f"Bearer {TOKEN}"})
+        metrics = server.metrics()
+
+    assert (status, json.loads(body)["type"]) == (500, "ServerFault")
+    assert str(bundle) not in body.decode()
+    assert "journal.json" in server.logged("update failed")[0]["reason"]
+    assert metrics['icis_deploy_updates_total{result="fault",via="admin"}'] == 1
+    assert metrics["icis_deploy_head_version"] == 0
+    assert "icis_deploy_head_changes" not in metrics
 
 
 def test_a_bundle_that_is_damaged_meanwhile_is_still_answered_and_not_called_ready(bundle, key, tmp_path):
