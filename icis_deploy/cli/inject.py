@@ -31,7 +31,7 @@ from icis_deploy.cli.output import (
     without_library_warnings,
 )
 from icis_deploy.cli.parameter_types import Choice
-from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
@@ -203,13 +203,12 @@ def summary(provenance: Mapping[str, Any]) -> str:
         lines += [f"Collision: {one['message']}" for one in estimate["collisions"][:NUM_SHOWN]]
     if provenance["curve"]:
         lines += ["What new classes get for what seen ones lose:", curve_table(provenance["curve"])]
+    commands = all_commands()
     if provenance["budget"] is not None:
-        lines.append(
-            f"Budget {100 * provenance['budget']['max_seen_loss']:g} points. {provenance['budget']['message']}"
-        )
+        budget = provenance["budget"]
+        lines.append(f"Budget {points_text(budget['max_seen_loss'])}. {command_line_hint(budget['message'], commands)}")
     if provenance["arbiter"]["reason"] is not None:
         lines.append(provenance["arbiter"]["reason"])
-    commands = all_commands()
     lines += [f"Warning: {command_line_hint(message, commands)}" for message in provenance["warnings"]]
     return "".join(f"{line}\n" for line in lines)
 
