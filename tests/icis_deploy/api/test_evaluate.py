@@ -176,6 +176,15 @@ def test_a_budget_needs_images_of_seen_classes(bundle, crowded, tiny_project):
         icis_deploy.evaluate(bundle, images=(images[:1], tiny_project.unseen_names[:1]), max_seen_loss=0.02)
 
 
+def test_unseen_classes_that_nothing_knows_are_refused_and_one_that_was_left_out_is_not(bundle, tiny_project):
+    unseen = tiny_project.unseen_names
+    misspelled = [name.replace("class", "Class ") for name in unseen]
+    with pytest.raises(UsageError, match=rf"such as '{misspelled[0]}'.* Did you mean '{unseen[0]}'"):
+        icis_deploy.evaluate(bundle, images=tiny_project.images, unseen=misspelled)
+    found = icis_deploy.evaluate(bundle, images=tiny_project.images, unseen=[*unseen, "left out"])
+    assert found.num_unseen_images > 0
+
+
 @pytest.mark.parametrize("budget", [-0.01, 2.0, float("nan")])
 def test_a_budget_is_a_fraction(bundle, crowded, budget):
     with pytest.raises(UsageError, match="expected a fraction from 0 to 1"):
