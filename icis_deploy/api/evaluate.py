@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
+from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from, options_from
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
@@ -137,7 +137,7 @@ def evaluate(
         ICISDeployError: If something cannot be read or run.
     """
     check_max_seen_loss(max_seen_loss)
-    options = EvaluateOptions() if options is None else options
+    options = options_from(options, EvaluateOptions)
     given, num_inputs = _labelled_inputs(images)  # before the model is loaded
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
     source = given.where

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,8 @@ from icis_deploy.updates.envelope import load_update
 from icis_deploy.workbench import enable_workbench
 
 PathLike = str | Path
+OptionsT = TypeVar("OptionsT")
+
 ClassNames = PathLike | Sequence[str] | Mapping[int, str]
 """A text file with one class name a line, the names, or the names by number, as `id2label` of a configuration."""
 DescriptorsLike = PathLike | Descriptors | Mapping[str, ArrayLike] | Any
@@ -105,7 +107,7 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
     A lone string is a path, never a class name.
 
     Raises:
-        UsageError: If one is no text, or numbered names leave a number out.
+        UsageError: If one is no text, they have no order, or numbered names leave a number out.
     """
     if given is None:
         return None
@@ -122,6 +124,13 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
                 hint="Give a name for each output of the model, from 0 on.",
             )
         names: list[Any] = [by_number[number] for number in range(len(by_number))]
+    elif isinstance(given, set | frozenset):
+        raise UsageError(
+            f"The class names are a {type(given).__name__}, which has no order.",
+            found=type(given).__name__,
+            expected="a list of names",
+            hint="Give a list: for a model in the order of its outputs, else sorted.",
+        )
     else:
         names = list(given)
     wrong = next((name for name in names if not isinstance(name, str)), None)
@@ -133,6 +142,24 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
             hint="Give names as text: a list of numbers is no list of names.",
         )
     return tuple(str(name) for name in names)
+
+
+def options_from(given: OptionsT | None, kind: type[OptionsT]) -> OptionsT:
+    """Return options, the default ones where none are given.
+
+    Raises:
+        UsageError: If something else is given, such as a dict.
+    """
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise UsageError(
+            f"The options are of type {type(given).__name__}; expected {kind.__name__}.",
+            found=type(given).__name__,
+            expected=kind.__name__,
+            hint=f"Give `options={kind.__name__}(...)`.",
+        )
+    return given
 
 
 def inputs_from(

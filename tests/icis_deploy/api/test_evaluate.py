@@ -155,6 +155,14 @@ def test_a_report_names_its_classes(report, tiny_project):
     assert pytest.approx(report.seen_loss.after) == report.S
 
 
+def test_arrays_by_class_name_are_inputs_of_that_class(bundle, crowded):
+    images, labels = crowded
+    by_name = {name: images[[label == name for label in labels]] for name in sorted(set(labels))}
+    found = icis_deploy.evaluate(bundle, images=by_name)
+    assert found.S == icis_deploy.evaluate(bundle, images=crowded).S
+    assert found.num_images == len(images)
+
+
 def test_a_loss_over_the_budget_is_an_error_that_has_the_report(bundle, crowded):
     with pytest.raises(SeenLossError, match=r"new classes cost \d+\.\d points of seen accuracy") as raised:
         icis_deploy.evaluate(bundle, images=crowded, max_seen_loss=0.02)
