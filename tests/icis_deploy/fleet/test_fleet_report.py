@@ -215,7 +215,7 @@ def test_a_page_that_is_there_is_kept(write, tmp_path, capsys):
     assert run(["fleet-report", str(tmp_path), "--out", str(page)]) == 2
     assert page.read_text() == "mine"
     assert run(["fleet-report", str(tmp_path), "--out", str(page), "--overwrite"]) == 0
-    assert "1 devices" in page.read_text()
+    assert "1 device, 0 need attention" in page.read_text()
 
 
 def test_every_kind_of_attention_has_words():
