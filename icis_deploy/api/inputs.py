@@ -157,7 +157,7 @@ def options_from(given: OptionsT | None, kind: type[OptionsT]) -> OptionsT:
             f"The options are of type {type(given).__name__}; expected {kind.__name__}.",
             found=type(given).__name__,
             expected=kind.__name__,
-            hint=f"Give `options={kind.__name__}(...)`.",
+            hint=f"Give options={kind.__name__}(...).",
         )
     return given
 

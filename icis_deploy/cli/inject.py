@@ -14,6 +14,7 @@ from icis_deploy.cli.options import (
     EXISTING_FILE,
     NEW_PATH,
     calibration_options,
+    check_output,
     classes_option,
     model_arguments,
     model_options,
@@ -119,11 +120,10 @@ def inject(
     far new classes may be favoured for that. What to expect is estimated on known classes that play new ones.
     """
     from icis_deploy.api.inject import inject as inject_classes
-    from icis_deploy.common.files import check_free
     from icis_deploy.injection.options import InjectionOptions
     from icis_deploy.updates.envelope import save_update
 
-    check_free(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
     if "auto" not in (method, calibration):
         reason = "it guides what is chosen, and --method and --calibration leave no choice. Let one of them be auto."
         refuse_given("balance", "seen_accuracy", reason=reason)

@@ -131,7 +131,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(seed):
 
 
 def test_options_in_a_dict_are_refused_by_the_name_of_what_is_expected(tiny_project):
-    with pytest.raises(UsageError, match=r"are of type dict; expected InjectionOptions\. Give `options=Inj"):
+    with pytest.raises(UsageError, match=r"are of type dict; expected InjectionOptions\. Give options=Inj"):
         icis_deploy.inject(tiny_project.model, descriptors=tiny_project.descriptors, options={"method": "ridge"})
 
 
