@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
     class after it.
 
     Raises:
-        LoadError: If the file cannot be read, is not UTF-8, is empty, or has an empty or repeated name.
+        LoadError: If the file cannot be read, is not UTF-8, is empty, is JSON, or has an empty or repeated name.
     """
     data = read_list(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
     try:
@@ -103,6 +104,14 @@ def load_class_list(path: Path) -> tuple[str, ...]:
             hint="Save it again as UTF-8.",
         ) from error
     names = tuple(line.strip() for line in lines)
+    if names and names[0][:1] in ("[", "{") and _is_json("\n".join(names)):
+        raise LoadError(
+            f"The class list {path} is JSON. Expected one class name a line.",
+            found="JSON",
+            expected="one class name a line in UTF-8",
+            where=path,
+            hint="Write its names as text, one a line, without brackets and quotation marks.",
+        )
     if not names:
         raise LoadError(
             f"The class list {path} is empty. Expected one class name a line.",
@@ -116,3 +125,11 @@ def load_class_list(path: Path) -> tuple[str, ...]:
     except ClassConflictError as error:
         raise LoadError.at(f"The class list {path}", error) from error
     return names
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

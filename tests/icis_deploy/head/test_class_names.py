@@ -89,3 +89,18 @@ def test_a_missing_class_list_is_named(tmp_path):
 def test_a_folder_is_no_class_list(tmp_path):
     with pytest.raises(LoadError, match=r"^Cannot read the class list \S+: Is a directory\."):
         load_class_list(tmp_path)
+
+
+@pytest.mark.parametrize("data", ['["okapi", "zebra"]', '[\n  "okapi",\n  "zebra"\n]\n', '{"0": "okapi"}'])
+def test_json_is_no_class_list(tmp_path, data):
+    path = tmp_path / "classes.json"
+    path.write_text(data)
+    with pytest.raises(LoadError, match=r"classes\.json is JSON\. Expected one class name a line"):
+        load_class_list(path)
+
+
+@pytest.mark.parametrize("name", ["[unused]", "{okapi}", "[1] okapi"])
+def test_a_name_in_brackets_is_a_name(tmp_path, name):
+    path = tmp_path / "classes.txt"
+    path.write_text(f"{name}\nzebra\n")
+    assert load_class_list(path) == (name, "zebra")
