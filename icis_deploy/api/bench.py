@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from icis_deploy.api.inputs import check_max_seen_loss
+from icis_deploy.api.inputs import check_max_seen_loss, options_from
 from icis_deploy.errors import UsageError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -136,7 +136,7 @@ def bench(
     if not bundles:
         raise UsageError("There is no bundle to measure.", found=0, expected="at least 1", hint="Give at least one.")
     earlier = baseline if baseline is None or isinstance(baseline, Result) else load_result(Path(baseline))
-    options = options or BenchOptions()
+    options = options_from(options, BenchOptions)
     preset, model = PRESETS[options.preset], None if against is None else str(against)
     preset = preset if options.max_seconds is None else replace(preset, budget_s=options.max_seconds)
     inputs = None if images is None else labeled_inputs(images, model)

@@ -20,6 +20,7 @@ from icis_deploy.api.inputs import (
     class_names_from,
     descriptors_from,
     listed,
+    options_from,
     preprocessing_from,
 )
 from icis_deploy.api.models import (
@@ -186,7 +187,7 @@ def compare_methods(
         ImageError: If an image shows a class that is neither in the head nor injected.
         ICISDeployError: As `inject`.
     """
-    options = options or ComparisonOptions()
+    options = options_from(options, ComparisonOptions)
     described, names = descriptors_from(descriptors), class_names_from(unseen)
     stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
     if stated_classes is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from
+from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, options_from
 from icis_deploy.api.notices import tell
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts, texts_of
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.sources import DescribedClasses, joined_blocks, missing_notes, named_block
 from icis_deploy.descriptors.tag_answers import TagAnswers, load_tag_answers
-from icis_deploy.descriptors.tag_words import ClassTags, joined
+from icis_deploy.descriptors.tag_words import ClassTags, joined, words_in
 from icis_deploy.errors import DescriptorError, UsageError
 from icis_deploy.head.class_names import check_unique, quoted
 
@@ -97,7 +99,7 @@ def describe_with_notes(
     options: DescribeOptions | None,
 ) -> DescribedClasses:
     """Do what `describe` does, and return what it warns of."""
-    options = options or DescribeOptions()
+    options = options_from(options, DescribeOptions)
     names = class_names_from(classes)
     check_unique(names)
     notes: list[str] = []
@@ -162,7 +164,16 @@ def _tags(
         words = answers.tags
         notes += _answer_notes(answers)
     else:
-        words = {name: tuple(tags[name]) for name in names if tags.get(name)}
+        if not isinstance(tags, Mapping):
+            raise UsageError(
+                f"Tags cannot be {shown(type(tags).__name__)}.",
+                found=type(tags).__name__,
+                expected="the path of a file of tags, or words by class name",
+                hint="Give a dict, such as {'zebra': ['striped', 'four-legs']}.",
+            )
+        given: dict[str, Any] = {name: tags[name] for name in names if tags.get(name)}
+        # A text is words as a file has them: its letters are none.
+        words = {name: words_in(each) if isinstance(each, str) else tuple(each) for name, each in given.items()}
         if not words:
             raise DescriptorError(
                 f"The tags give words to none of the {len(names)} classes, such as {quoted(names[:2])}.",

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from
+from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from, options_from
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import write_file
 from icis_deploy.common.terminal_text import points_text
@@ -33,7 +33,7 @@ from icis_deploy.images.python_values import LabelledStream, PythonInputs, sourc
 from icis_deploy.images.sources import InputSource, labels_of
 from icis_deploy.metrics.accuracy import AccuracyReport, accuracy_of
 from icis_deploy.metrics.outcomes import OutcomeHead
-from icis_deploy.runtime.device import Device, runtime_of
+from icis_deploy.runtime.device import Device, runtime_of, state_of
 from icis_deploy.runtime.sessions.choice import STREAM_RUNTIMES, Runtime, runtime_from
 
 
@@ -137,13 +137,18 @@ def evaluate(
         ICISDeployError: If something cannot be read or run.
     """
     check_max_seen_loss(max_seen_loss)
-    options = EvaluateOptions() if options is None else options
+    options = options_from(options, EvaluateOptions)
     given, num_inputs = _labelled_inputs(images)  # before the model is loaded
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
     source = given.where
     where = None if isinstance(bundle, Device) else Path(bundle)
-    head = outcome_head(device, class_names_from(unseen))
-    check_labels = partial(_check_labels, head, source, max_seen_loss, disabled=device.disabled_classes())
+    unseen_names = class_names_from(unseen)
+    head = outcome_head(device, unseen_names)
+    # One of them may have been left out of this head and of these inputs; all of them are another list.
+    strange = () if set(unseen_names or ()).intersection(state_of(device).class_names) else unseen_names or ()
+    check_labels = partial(
+        _check_labels, head, source, max_seen_loss, disabled=device.disabled_classes(), strange=strange
+    )
     if not isinstance(given, LabelledStream):
         check_labels(labels_of(given))
     _check_prepared(device, given)
@@ -222,7 +227,13 @@ def _workers(options: EvaluateOptions) -> int:
 
 
 def _check_labels(
-    head: OutcomeHead, source: str, max_seen_loss: float | None, labels: Sequence[str], *, disabled: Collection[str]
+    head: OutcomeHead,
+    source: str,
+    max_seen_loss: float | None,
+    labels: Sequence[str],
+    *,
+    disabled: Collection[str],
+    strange: Sequence[str],
 ) -> None:
     """Refuse labels that no figure could be made of; before anything is run, where they are known then."""
     unknown = sorted({label for label in labels if label not in head.columns})
@@ -242,6 +253,15 @@ def _check_labels(
             where=source,
             hint=f"{did_you_mean(unknown, head.class_names)}Name them in `unseen` if they count as classes it should "
             f"know, or leave their images out.",
+        )
+    if strange and set(strange).isdisjoint(labels):
+        raise UsageError(
+            f"The classes that count as unseen, such as {quoted(strange[:2])}, are neither shown by {source} nor known "
+            f"to the bundle's head.",
+            found=tuple(strange),
+            expected="classes of the bundle's head, or of the inputs",
+            hint=f"{did_you_mean(strange, labels)}Correct the names in `unseen`, or leave it out: then those that were "
+            f"injected count.",
         )
     kept = {name for name, is_in in zip(head.class_names, head.is_original & head.is_seen, strict=True) if is_in}
     if max_seen_loss is not None and kept.isdisjoint(labels):

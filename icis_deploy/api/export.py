@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from icis_deploy.api.inputs import (
     class_names_from,
     inputs_from,
     listed,
+    options_from,
     preprocessing_from,
     update_from,
 )
@@ -213,13 +215,20 @@ def export(
     from exporters.head.score_kinds import score_kind
     from exporters.targets.registry import plan_targets
 
-    options = options or ExportOptions()
+    options = options_from(options, ExportOptions)
     check_free(Path(out), overwrite=overwrite, makes_folders=True)
     # Before the work of minutes: whoever signs may have to be asked for a passphrase.
     signer = None if options.key is None else open_signer(options.key)
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
     # All that is wrong with the other files is said before the model is loaded.
     stated_classes, explicit = class_names_from(classes), preprocessing_from(options.preprocess)
+    if isinstance(updates, str | os.PathLike | ClassUpdate):
+        raise UsageError(
+            "`updates` is one class update; expected a list of them, as they are applied in order.",
+            found=type(updates).__name__,
+            expected="a list of class updates, or of their files",
+            hint="Give `updates=[...]`.",
+        )
     parsed = [update_from(update) for update in updates]
     trusted = tuple(Path(key) for key in options.trust)
     read_trust(trusted)

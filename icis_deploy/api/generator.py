@@ -16,6 +16,7 @@ from icis_deploy.api.inputs import (
     Preprocess,
     class_names_from,
     descriptors_from,
+    options_from,
     preprocessing_from,
 )
 from icis_deploy.api.models import (
@@ -104,7 +105,7 @@ def export_generator(
     enable_workbench()
     from exporters.generator.writing import write_generator
 
-    options = options or GeneratorOptions()
+    options = options_from(options, GeneratorOptions)
     check_free(Path(out), overwrite=overwrite)
     if options.injection.photos is not None:
         raise UsageError(

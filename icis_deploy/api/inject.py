@@ -12,6 +12,7 @@ from icis_deploy.api.inputs import (
     class_names_from,
     descriptors_from,
     listed,
+    options_from,
     preprocessing_from,
 )
 from icis_deploy.api.models import (
@@ -139,7 +140,7 @@ def _train(
     # All that is wrong with the other files is said before the model is loaded.
     stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
     described = None if descriptors is None else descriptors_from(descriptors)
-    names, options = class_names_from(unseen), _with_lists(options or InjectionOptions())
+    names, options = class_names_from(unseen), _with_lists(options_from(options, InjectionOptions))
     if described is None and options.photos is None:
         raise UsageError(
             "Nothing says what the new classes are.",

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,8 @@ from icis_deploy.updates.envelope import load_update
 from icis_deploy.workbench import enable_workbench
 
 PathLike = str | Path
+OptionsT = TypeVar("OptionsT")
+
 ClassNames = PathLike | Sequence[str] | Mapping[int, str]
 """A text file with one class name a line, the names, or the names by number, as `id2label` of a configuration."""
 DescriptorsLike = PathLike | Descriptors | Mapping[str, ArrayLike] | Any
@@ -112,13 +114,38 @@ def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
     A lone string is a path, never a class name.
 
     Raises:
-        UsageError: If one is no text, or numbered names leave a number out.
+        UsageError: If one is no text, they have no order, or numbered names leave a number out.
     """
     if given is None:
         return None
     if isinstance(given, str | os.PathLike):
         return load_class_list(Path(given))
+    if isinstance(given, set | frozenset):
+        raise UsageError(
+            f"The class names are a {type(given).__name__}, which has no order.",
+            found=type(given).__name__,
+            expected="a list of names",
+            hint="Give a list: for a model in the order of its outputs, else sorted.",
+        )
     return names_in_order(given if isinstance(given, Mapping) else list(given))
+
+
+def options_from(given: OptionsT | None, kind: type[OptionsT]) -> OptionsT:
+    """Return options, the default ones where none are given.
+
+    Raises:
+        UsageError: If something else is given, such as a dict.
+    """
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise UsageError(
+            f"The options are of type {type(given).__name__}; expected {kind.__name__}.",
+            found=type(given).__name__,
+            expected=kind.__name__,
+            hint=f"Give options={kind.__name__}(...).",
+        )
+    return given
 
 
 def inputs_from(

@@ -97,7 +97,7 @@ class ReadImages:
     """Whence they come, for messages."""
 
     problems: tuple[str, ...] = ()
-    """What was left out because it cannot be read, in a sentence."""
+    """What was left out, because it cannot be read or is there twice, in sentences."""
 
     are_arrays: bool = False
     """Whether they are inputs of a model that is not given images."""
@@ -143,14 +143,44 @@ def read_images(
             where=error.where,
             hint=hint if error.hint is None else f"{error.hint} {hint}",
         ) from error
+    digests = tuple(_digest(item.value) for item in source)
+    kept = list(range(len(digests)))
+    repeats: tuple[str, ...] = ()
+    # Inputs that are no images, such as a few measured numbers, may well be equal and yet be of two things.
+    if holds_images(source):
+        kept, repeats = _different_images(digests, source.labels, where=source.where)
     return ReadImages(
-        features=features,
-        labels=source.labels,
-        digests=tuple(_digest(item.value) for item in source),
+        features=features[kept],
+        labels=None if source.labels is None else tuple(source.labels[index] for index in kept),
+        digests=tuple(digests[index] for index in kept),
         where=source.where,
-        problems=problems,
+        problems=(*problems, *repeats),
         are_arrays=preprocessing is None and not holds_images(source),
     )
+
+
+def _different_images(
+    digests: Sequence[str], labels: Sequence[str] | None, *, where: str
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return the index of the first of each image of a class, and sentences about the others.
+
+    What is there twice says nothing more, while intervals, offsets and rows count images.
+    """
+    seen_as: dict[str, dict[str | None, int]] = {}
+    for index, digest in enumerate(digests):
+        seen_as.setdefault(digest, {}).setdefault(None if labels is None else labels[index], index)
+    kept = sorted(index for classes in seen_as.values() for index in classes.values())
+    said = []
+    if len(kept) < len(digests):
+        num_repeats = len(digests) - len(kept)
+        said.append(f"{num_repeats} of {len(digests)} images of {where} are there already, and count once.")
+    contradictions = [classes for classes in seen_as.values() if len(classes) > 1]
+    if contradictions:
+        said.append(
+            f"Images that {where} has under more than one class: {len(contradictions)}, such as one under "
+            f"{quoted([str(name) for name in contradictions[0]])}: only one of them can be right."
+        )
+    return kept, tuple(said)
 
 
 def form_of(opened: OpenedModel, preprocessing: Preprocessing | None) -> InputForm:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from icis_deploy.cli.options import NEW_PATH, refuse_given
+from icis_deploy.cli.options import NEW_PATH, check_output, refuse_given
 from icis_deploy.cli.output import note, print_result
 from icis_deploy.common.terminal_text import percent
 
@@ -32,12 +32,10 @@ def check_out(out: Path | None, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it exists and may not be replaced, its folder does not exist, or there is nothing to overwrite.
     """
-    from icis_deploy.common.files import check_free
-
     if out is None:
         refuse_given("overwrite", reason="no result is written. Give --out, or leave it out.")
     else:
-        check_free(out, overwrite=overwrite)
+        check_output(out, overwrite=overwrite, added_to="baseline")
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from icis_deploy.cli.options import (
     EXISTING_FILE,
     NEW_PATH,
     calibration_options,
+    check_output,
     classes_option,
     described_classes_options,
     model_options,
@@ -69,12 +70,11 @@ def compare_methods(
     """
     from icis_deploy.api.compare import ComparisonOptions
     from icis_deploy.api.compare import compare_methods as compare
-    from icis_deploy.common.files import check_free
 
     if plot is None:
         refuse_given("overwrite", reason="no plot is drawn. Give --plot, or leave it out.")
     else:
-        check_free(plot, overwrite=overwrite)
+        check_output(plot, overwrite=overwrite)
     options = ComparisonOptions(
         methods=methods or METHOD_NAMES,
         max_seen_loss=points_as_fraction(max_seen_loss),

@@ -8,7 +8,7 @@ import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.llm_options import LLMChoice, llm_options, tags_from_llm
-from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH
+from icis_deploy.cli.options import EXISTING_FILE, NEW_PATH, check_output
 from icis_deploy.cli.output import format_option, print_result
 
 
@@ -54,11 +54,10 @@ def describe(
     beside --out, and what is there is not asked again.
     """
     from icis_deploy.api.describe import DescribeOptions, describe_with_notes, indistinguishable_classes
-    from icis_deploy.common.files import check_free
     from icis_deploy.descriptors.files import check_descriptor_name, save_descriptors
     from icis_deploy.head.class_names import load_class_list
 
-    check_free(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, added_to="blocks")
     names = tuple(dict.fromkeys(name for path in classes for name in load_class_list(path)))
     if ask:
         given = (attributes, vectors, model, blocks, llm)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, INPUTS, NEW_PATH, max_seen_loss_option, runtime_option
+from icis_deploy.cli.options import (
+    BUNDLE,
+    EXISTING_FILE,
+    INPUTS,
+    NEW_PATH,
+    check_output,
+    max_seen_loss_option,
+    runtime_option,
+)
 from icis_deploy.cli.output import counting_progress, format_option, note, print_result
 from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
@@ -91,11 +99,11 @@ def evaluate(
     from icis_deploy.api.evaluate import EvaluateOptions, save_class_table
     from icis_deploy.api.evaluate import evaluate as evaluate_bundle
     from icis_deploy.api.evaluate_plot import save_curve_plot
-    from icis_deploy.common.files import check_free
 
     for path in (per_class, curve):
         if path is not None:
-            check_free(path, overwrite=True)
+            # What an earlier run wrote is replaced, as a pipeline runs again and again; what this one reads is not.
+            check_output(path, overwrite=True)
     failure = None
     try:
         with counting_progress("Evaluating") as progress:

@@ -75,7 +75,7 @@ def _text(report: FleetReport) -> str:
     from icis_deploy.fleet.reporting import ATTENTION
 
     num_devices = sum(row.status is not None for row in report.rows)
-    parts = [f"{num_devices:,} devices, {report.num_ok:,} ok"]
+    parts = [f"{num_devices:,} device{'s' * (num_devices != 1)}, {report.num_ok:,} ok"]
     counts = [(f"{count:,}", ATTENTION[name]) for name, count in report.counts.items()]
     if counts:
         parts.append(columns(counts, right=[0]))

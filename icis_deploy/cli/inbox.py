@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import BUNDLE
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, printable
@@ -36,7 +37,7 @@ def inbox(folder: Path, bundle: Path) -> None:
         report = InboxReport(files=(), num_left=0, fault=error)
     rows, files = [], []
     for each in report.files:
-        reason = None if each.reason is None else str(each.reason)
+        reason = None if each.reason is None else _said(each.reason)
         version = None if each.applied is None else each.applied.entry.version
         state = "refused" if each.applied is None else "taken" if each.applied.changed else "there already"
         files.append({"name": each.name, "state": state, "version": version, "reason": reason})
@@ -46,10 +47,15 @@ def inbox(folder: Path, bundle: Path) -> None:
     is_refused = any(each.reason is not None for each in report.files)
     fault_code = MissingDependencyError.exit_code if isinstance(report.fault, MissingDependencyError) else FAULT
     code = fault_code if report.fault is not None else REFUSED if is_refused else 0
-    result["fault"] = None if report.fault is None else str(report.fault)
+    fault = None if report.fault is None else _said(report.fault)
+    result["fault"] = fault
     text = columns(rows) if rows else "Nothing was taken or refused."
     print_result(result, text=text, status="ok" if report.fault is None else "error", after_change=True)
-    if report.fault is not None:
-        note(f"Error: {printable(' '.join(str(report.fault).split()))}")
+    if fault is not None:
+        note(f"Error: {printable(' '.join(fault.split()))}")
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _said(error: Exception) -> str:
+    return command_line_hint(str(error), all_commands(), command="inbox")

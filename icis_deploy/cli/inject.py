@@ -14,6 +14,7 @@ from icis_deploy.cli.options import (
     EXISTING_FILE,
     NEW_PATH,
     calibration_options,
+    check_output,
     classes_option,
     model_arguments,
     model_options,
@@ -31,7 +32,7 @@ from icis_deploy.cli.output import (
     without_library_warnings,
 )
 from icis_deploy.cli.parameter_types import Choice
-from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.common.terminal_text import columns, percent, points_text
 
 if TYPE_CHECKING:
     from icis_deploy.head.class_update import ClassUpdate
@@ -119,11 +120,10 @@ def inject(
     far new classes may be favoured for that. What to expect is estimated on known classes that play new ones.
     """
     from icis_deploy.api.inject import inject as inject_classes
-    from icis_deploy.common.files import check_free
     from icis_deploy.injection.options import InjectionOptions
     from icis_deploy.updates.envelope import save_update
 
-    check_free(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
     if "auto" not in (method, calibration):
         reason = "it guides what is chosen, and --method and --calibration leave no choice. Let one of them be auto."
         refuse_given("balance", "seen_accuracy", reason=reason)
@@ -203,13 +203,12 @@ def summary(provenance: Mapping[str, Any]) -> str:
         lines += [f"Collision: {one['message']}" for one in estimate["collisions"][:NUM_SHOWN]]
     if provenance["curve"]:
         lines += ["What new classes get for what seen ones lose:", curve_table(provenance["curve"])]
+    commands = all_commands()
     if provenance["budget"] is not None:
-        lines.append(
-            f"Budget {100 * provenance['budget']['max_seen_loss']:g} points. {provenance['budget']['message']}"
-        )
+        budget = provenance["budget"]
+        lines.append(f"Budget {points_text(budget['max_seen_loss'])}. {command_line_hint(budget['message'], commands)}")
     if provenance["arbiter"]["reason"] is not None:
         lines.append(provenance["arbiter"]["reason"])
-    commands = all_commands()
     lines += [f"Warning: {command_line_hint(message, commands)}" for message in provenance["warnings"]]
     return "".join(f"{line}\n" for line in lines)
 

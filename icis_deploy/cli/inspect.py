@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import NEW_PATH, classes_option, model_options, model_source, refuse_given
+from icis_deploy.cli.options import NEW_PATH, check_output, classes_option, model_options, model_source, refuse_given
 from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.verify import signature_text
 from icis_deploy.common.terminal_text import columns
@@ -58,10 +58,9 @@ def inspect(
         _inspect_bundle(Path(model))
         return
     from icis_deploy.api.models import inspect as inspect_model
-    from icis_deploy.common.files import check_free
 
     if classes_out is not None:
-        check_free(classes_out, overwrite=overwrite)
+        check_output(classes_out, overwrite=overwrite, added_to="classes")
     opened = inspect_model(model_source(model, weights, input_shape, head_node), classes=classes)
     if classes_out is not None:
         _write_classes(opened, classes_out)

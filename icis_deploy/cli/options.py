@@ -226,3 +226,46 @@ def refuse_given(*names: str, reason: str) -> None:
     options = [each.opts[-1] for each in context.command.params if each.name in given]
     if options:
         raise UsageError(f"{' and '.join(options)} would do nothing: {reason}")
+
+
+def check_output(out: Path, *, overwrite: bool, added_to: str | None = None) -> None:
+    """Check that a file can be written, and is none that the running command was given besides.
+
+    Args:
+        out: The value of one of the command's parameters.
+        overwrite: Whether what is there may be replaced.
+        added_to: The parameter whose file may be replaced all the same, as the result takes its place.
+
+    Raises:
+        UsageError: If it exists and may not be replaced, is given as another parameter too, or there is no folder.
+        StorageError: If nothing can be written in its folder.
+    """
+    from icis_deploy.common.files import check_free
+    from icis_deploy.errors import UsageError
+
+    check_free(out, overwrite=overwrite)
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.params.get(parameter.name or "")
+        if parameter.name == added_to:
+            continue
+        for one in given if isinstance(given, tuple) else (given,):
+            if one is not out and isinstance(one, str | Path) and _is_same_file(one, out):
+                raise UsageError(
+                    f"{out} would be written over what is given as {_name_of(parameter)}.",
+                    found=str(out),
+                    expected="a path of its own",
+                    where=out,
+                    hint="Choose another path.",
+                )
+
+
+def _name_of(parameter: click.Parameter) -> str:
+    return parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.human_readable_name
+
+
+def _is_same_file(one: str | Path, other: Path) -> bool:
+    try:
+        return Path(one).samefile(other)  # the text of a model may be its path, or the name of one on a hub
+    except (OSError, ValueError):
+        return False  # one of them is not there

@@ -53,7 +53,7 @@ def _model_lines(opened: OpenedModel, source: ModelSource, *, classes: Path | No
         f"# {location.num_classes} classes by a {location.kind}, {location.feature_dim} features; input ({shape}) "
         + (f"{loaded.input_dtype}.")
     )
-    yield f"# The head is {location.node_name}: {location.certainty}. {location.reason}"
+    yield f"# The head is {location.node_name}: {location.certainty}, {location.reason}"
     if opened.obstacle is not None:
         yield f"# NOT POSSIBLE YET: {opened.obstacle}"
     spec = Path(str(source.spec))

@@ -23,7 +23,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     by_folded = {each.casefold(): each for each in known}
-    found = get_close_matches(name.casefold(), by_folded, n=1, cutoff=_LEAST_ALIKE)
+    found = get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=_LEAST_ALIKE)
     return by_folded[found[0]] if found else None
 
 

@@ -5,7 +5,8 @@ Rules:
 1. What is asked about decides: a line, a cell or a key is about a class if it begins with the class's name, its text,
    or both, in any spelling of `parts_of`, and goes on with a separator. The longest name that fits wins.
 2. JSON is read as JSON wherever it parses, also inside text: objects by class, lists of objects, lists of pairs, words
-   by group, words that are true or false. JSON that was cut off is read line by line, like everything else.
+   by group, words that are true or false. JSON that was cut off is read up to there; what else is no whole JSON is
+   read line by line, like everything else.
 3. A line `class: word, word` is an entry, whatever bullet, number or emphasis is around the name; so is a row of a
    table. A name alone is a heading: the lines below it hold its words, and what stands before a colon there is no word.
 4. A class that is answered several times has all of its words; which classes these are is said.
@@ -46,6 +47,7 @@ _ITEM = re.compile(r"\s*(?:[-*+\u2022\u2013]|\d+[.)])\s")
 _AFTER_NAME = re.compile(r"[ *_`\"'\u201c\u201d\])}]*(?:\([^()]*\)[ *_`\"'\]]*)?")
 _SEPARATOR = re.compile(r"(?::|\t|=>|=|->|\u2192|\u2013|\u2014|\||,|;|-{1,2}(?=\s))[\s*_`\"']*")
 _CELL = re.compile(r"(?<!\\)\|")
+_JSON_TOKEN = re.compile(r"\s*(\"(?:[^\"\\\n]|\\.)*\"|[\[\]{},:]|-?\d[\d.eE+-]*|true|false|null)")
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _CLASS_LABELS = frozenset(("class", "name", "species", "label", "item", "object", "id"))
 _LABELS = _CLASS_LABELS.union(
@@ -404,12 +406,47 @@ def _decoded(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int
         try:
             value, _ = decoder.raw_decode(_TRAILING_COMMA.sub(r"\1", text[start:end]))
         except (ValueError, RecursionError):
-            return None, end
+            value, stop = _decoded_until_cut(decoder, text, start)
+            if value is None:
+                return None, end
+            end = stop
     return (
         (value, end)
         if isinstance(value, _Object) or any(isinstance(e, list | _Object) for e in value)
         else (None, start)
     )
+
+
+def _decoded_until_cut(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int]:
+    """Return what is whole of JSON that ends in the middle, as answers do that grew too long, and where it ends.
+
+    `None` for what is no JSON. Read as text, all entries of a line would be words of its first class.
+    """
+    closing: list[str] = []
+    end, open_there = start, ""
+    at, before = start, ""
+    while match := _JSON_TOKEN.match(text, at):
+        mark = match[1]
+        if mark in "[{":
+            closing.append("]" if mark == "[" else "}")
+        elif mark in "]}" and (not closing or closing.pop() != mark):
+            return None, start
+        if not 0 < len(closing) <= MAX_OPEN_BRACKETS:
+            return None, start  # it has an end, and something else is wrong with it; or is no answer
+        if mark in "]}" or (mark[0] == '"' and (closing[-1] == "]" or before == ":")):
+            end, open_there = match.end(), "".join(closing)
+        elif mark == ",":
+            end, open_there = match.start(1), "".join(closing)
+        at, before = match.end(), mark
+    line_end = text.find("\n", at)
+    line_end = len(text) if line_end < 0 else line_end
+    rest = text[at:line_end].strip()
+    if rest and not (rest.startswith('"') and '"' not in rest[1:]):
+        return None, start  # it goes on, as no JSON
+    try:
+        return decoder.raw_decode(_TRAILING_COMMA.sub(r"\1", text[start:end] + open_there[::-1]))[0], line_end
+    except (ValueError, RecursionError):
+        return None, start
 
 
 def _bracket_end(text: str, start: int) -> int:

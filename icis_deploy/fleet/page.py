@@ -34,9 +34,8 @@ def html_page(report: FleetReport) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        num_devices=sum(row.status is not None for row in report.rows),
+        headline=_headline(report),
         num_ok=report.num_ok,
-        num_attention=len(report.rows) - report.num_ok,
         num_superseded=report.num_superseded,
         time="" if report.newest_time is None else _time(json_from_time(report.newest_time)),
         counts=[(name, ATTENTION[name], count) for name, count in report.counts.items()],
@@ -79,3 +78,15 @@ def _cells(row: Row) -> dict[str, Any]:
 
 def _time(text: str) -> str:
     return text.replace("T", " ").removesuffix("Z")
+
+
+def _headline(report: FleetReport) -> str:
+    """Return the counts of devices, and of files that may be of any: nobody knows which device they are of."""
+    num_devices = sum(row.status is not None for row in report.rows)
+    num_unreadable = len(report.rows) - num_devices
+    num_attention = num_devices - report.num_ok
+    parts = [f"{num_devices:,} device{'s' * (num_devices != 1)}"]
+    parts.append(f"{num_attention:,} need{'s' * (num_attention == 1)} attention")
+    if num_unreadable:
+        parts.append(f"{num_unreadable:,} status{'es' * (num_unreadable != 1)} cannot be read")
+    return ", ".join(parts)

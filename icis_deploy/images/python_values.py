@@ -169,7 +169,7 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         labels: list[str] = []
         for name, inputs in given.items():
             listed = _values_of(inputs, where)
-            values += listed
+            values.extend(listed)  # of an array its rows; `+=` would add numbers
             labels += [name] * len(listed)
         return _source(values, labels, where)
     if isinstance(given, tuple) and len(given) == 2 and (given[1] is None or _is_list_of_names(given[1])):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.validation.operating_point import Aim
@@ -101,11 +103,11 @@ class InjectionOptions:
                 expected="a fraction between 0 and 1",
                 hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )
-        if self.seed < 0:
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
             raise UsageError(
-                f"The seed is {self.seed}; expected a number that is not negative.",
+                f"The seed is {self.seed!r}; expected a whole number that is not negative.",
                 found=self.seed,
-                expected="at least 0",
+                expected="a whole number, at least 0",
             )
 
     @property

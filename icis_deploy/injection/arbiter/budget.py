@@ -117,8 +117,9 @@ def budget_threshold(leads: Float32, is_right: Bool, weights: Float64, *, budget
     may_lose = may_lose_of(num_images, budget)
     if may_lose < -1e-9:
         least = math.ceil(1e4 / (num_images + 1)) / 1e4
+        images = "image" if num_images == 1 else "images"
         raise IncompatibleError(
-            f"{num_images} images of seen classes cannot set a loss of at most {points_text(budget)} of accuracy; it "
+            f"{num_images} {images} of seen classes cannot set a loss of at most {points_text(budget)} of accuracy; it "
             f"takes {images_needed(budget)}.",
             found=num_images,
             expected=images_needed(budget),

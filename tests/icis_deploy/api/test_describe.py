@@ -155,6 +155,19 @@ def test_words_of_one_class_alone_are_refused():
         describe(["okapi", "zebra"], tags={"okapi": ("brown",), "zebra": ("white",)})
 
 
+def test_a_text_of_words_is_read_as_words_and_not_as_letters():
+    as_text = describe(["okapi", "zebra"], tags={"okapi": "striped, four legs", "zebra": "four-legs; black, striped"})
+    as_words = describe(
+        ["okapi", "zebra"], tags={"okapi": ["striped", "four legs"], "zebra": ["four-legs", "black", "striped"]}
+    )
+    assert as_text.values.tolist() == as_words.values.tolist() == [[1, 1], [1, 1]]
+
+
+def test_words_without_classes_are_refused():
+    with pytest.raises(UsageError, match="Tags cannot be 'list'"):
+        describe(["okapi", "zebra"], tags=["striped", "black"])
+
+
 def test_a_class_whose_words_are_all_dropped_is_named(vectors):
     tags = {"okapi": ("brown", "hoofed"), "zebra": ("hoofed",), "crane": ("long-legs",)}
 

@@ -155,6 +155,14 @@ def test_a_report_names_its_classes(report, tiny_project):
     assert pytest.approx(report.seen_loss.after) == report.S
 
 
+def test_arrays_by_class_name_are_inputs_of_that_class(bundle, crowded):
+    images, labels = crowded
+    by_name = {name: images[[label == name for label in labels]] for name in sorted(set(labels))}
+    found = icis_deploy.evaluate(bundle, images=by_name)
+    assert found.S == icis_deploy.evaluate(bundle, images=crowded).S
+    assert found.num_images == len(images)
+
+
 def test_a_loss_over_the_budget_is_an_error_that_has_the_report(bundle, crowded):
     with pytest.raises(SeenLossError, match=r"new classes cost \d+\.\d points of seen accuracy") as raised:
         icis_deploy.evaluate(bundle, images=crowded, max_seen_loss=0.02)
@@ -174,6 +182,15 @@ def test_a_budget_needs_images_of_seen_classes(bundle, crowded, tiny_project):
     images, _ = crowded
     with pytest.raises(UsageError, match="shows none of the classes that the original model knows"):
         icis_deploy.evaluate(bundle, images=(images[:1], tiny_project.unseen_names[:1]), max_seen_loss=0.02)
+
+
+def test_unseen_classes_that_nothing_knows_are_refused_and_one_that_was_left_out_is_not(bundle, tiny_project):
+    unseen = tiny_project.unseen_names
+    misspelled = [name.replace("class", "Class ") for name in unseen]
+    with pytest.raises(UsageError, match=rf"such as '{misspelled[0]}'.* Did you mean '{unseen[0]}'"):
+        icis_deploy.evaluate(bundle, images=tiny_project.images, unseen=misspelled)
+    found = icis_deploy.evaluate(bundle, images=tiny_project.images, unseen=[*unseen, "left out"])
+    assert found.num_unseen_images > 0
 
 
 @pytest.mark.parametrize("budget", [-0.01, 2.0, float("nan")])

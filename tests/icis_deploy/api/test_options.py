@@ -7,6 +7,7 @@ import typing
 
 import pytest
 
+import icis_deploy
 from benchmarks.bench import bench as benchmark
 from benchmarks.bench import loadgen
 from exporters.targets.registry import ALL_TARGETS, TARGETS
@@ -121,3 +122,24 @@ def test_bench_options_know_the_presets_and_loads_that_there_are():
     assert tuple(benchmark.PRESETS) == api_bench.PRESET_NAMES == typing.get_args(api_bench.PresetName)
     assert loadgen.SCENARIOS == api_bench.LOADGEN_SCENARIOS
     assert (*loadgen.SCENARIOS, benchmark.CLASS_SWAP) == typing.get_args(api_bench.ScenarioName)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", None])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(UsageError, match="expected a whole number that is not negative"):
+        InjectionOptions(seed=seed)
+
+
+def test_options_in_a_dict_are_refused_by_the_name_of_what_is_expected(tiny_project):
+    with pytest.raises(UsageError, match=r"are of type dict; expected InjectionOptions\. Give options=Inj"):
+        icis_deploy.inject(tiny_project.model, descriptors=tiny_project.descriptors, options={"method": "ridge"})
+
+
+def test_one_update_in_place_of_a_list_is_said_to_be_one(tiny_project, tmp_path):
+    with pytest.raises(UsageError, match=r"`updates` is one class update; expected a list"):
+        icis_deploy.export(tiny_project.model, updates="new.icis", out=tmp_path / "bundle")
+
+
+def test_a_set_of_class_names_is_refused_as_it_has_no_order(tiny_project):
+    with pytest.raises(UsageError, match="which has no order"):
+        icis_deploy.inspect(tiny_project.model, classes=set(tiny_project.seen_names))

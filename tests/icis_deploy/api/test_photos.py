@@ -152,9 +152,9 @@ def test_an_unreadable_photo_is_named_and_left_out_on_request(tiny_project, open
     assert any("1 of 2 images" in one and "torn.png" in one for one in found.warnings)
 
 
-def saved(path: Path, mode: str) -> None:
+def saved(path: Path, mode: str, *, brightest: int = 255) -> None:
     """Write one picture in a mode, the same but for what the mode cannot hold."""
-    grey = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
+    grey = np.linspace(0, brightest, 16 * 16).reshape(16, 16).astype(np.uint8)
     image = Image.fromarray(np.stack([grey] * 3, axis=-1))
     if mode == "16 bits":
         image = Image.fromarray(grey.astype(np.uint16) * 257)
@@ -199,7 +199,7 @@ def test_photos_whose_channels_mean_nothing_are_named_and_left_out_on_request(ti
     folder = tmp_path / "photos" / "okapi"
     folder.mkdir(parents=True)
     for index in range(3):
-        saved(folder / f"{index}.png", "RGB")
+        saved(folder / f"{index}.png", "RGB", brightest=200 + index)
     write(folder / "odd.tif")
 
     with pytest.raises(ImageError, match=r"odd\.tif") as caught:
@@ -216,7 +216,7 @@ def test_the_command_names_one_unreadable_photo_among_many_and_goes_on_when_told
     photos = tmp_path / "photos.csv"
     lines = ["file,class"]
     for index, name in enumerate([*tiny_project.unseen_names] * 2):
-        saved(tmp_path / f"{index}.png", "RGB")
+        saved(tmp_path / f"{index}.png", "RGB", brightest=200 + index)
         lines.append(f"{index}.png,{name}")
     (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     photos.write_text("\n".join([*lines, f"torn.png,{tiny_project.unseen_names[0]}"]))

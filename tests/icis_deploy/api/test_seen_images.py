@@ -13,7 +13,7 @@ import pytest
 import icis_deploy
 from icis_deploy.api.inject import inject, train_injector
 from icis_deploy.api.models import OpenedModel, inspect
-from icis_deploy.api.seen_images import load_seen_images
+from icis_deploy.api.seen_images import load_seen_images, read_seen_images
 from icis_deploy.errors import ICISDeployWarning, ImageError, IncompatibleError, UsageError
 from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.arbiter.seen_images import SeenImages
@@ -85,6 +85,43 @@ def test_images_without_classes_are_unlabelled(tiny_project, opened, right_answe
         found = load(tiny_project, opened, given)
         assert not found.are_labelled
         assert found.num_images == listed.num_images
+
+
+def test_an_image_that_is_there_three_times_counts_once_and_that_is_said(tiny_project, opened, right_answers: Path):
+    listed = load(tiny_project, opened, right_answers)
+    repeated = right_answers.with_name("repeated.csv")
+    header, *rows = right_answers.read_text().splitlines()
+    repeated.write_text("\n".join([header, *rows * 3]))
+    found = read_seen_images(
+        opened, InjectionOptions(seen_images=repeated), load_preprocessing(tiny_project.preprocess)
+    )
+    assert found is not None
+    np.testing.assert_array_equal(found.features, listed.features)
+    assert found.labels == tuple(tiny_project.seen_names[index] for index in listed.labels)
+    assert len(set(found.digests)) == len(found.digests) == len(rows)
+    assert found.problems == (
+        f"{2 * len(rows)} of {3 * len(rows)} images of {repeated} are there already, and count once.",
+    )
+
+
+def test_an_image_under_two_classes_is_named(tiny_project, opened, right_answers: Path):
+    twice = right_answers.with_name("twice.csv")
+    lines = right_answers.read_text().splitlines()
+    name, label = lines[1].rsplit(",", 1)
+    other = next(each for each in tiny_project.seen_names if each != label)
+    twice.write_text("\n".join([*lines, f"{name},{other}"]))
+    found = read_seen_images(opened, InjectionOptions(seen_images=twice), load_preprocessing(tiny_project.preprocess))
+    assert found is not None
+    assert len(found.digests) == len(lines)
+    assert found.problems == (
+        f"Images that {twice} has under more than one class: 1, such as one under '{label}', '{other}': only one of "
+        f"them can be right.",
+    )
+
+
+def test_inputs_that_are_no_images_may_be_equal(tiny_project, opened):
+    found = load(tiny_project, opened, (np.ones((3, 24), np.float32), None))
+    assert found.num_images == 3
 
 
 def test_images_of_new_classes_are_refused_by_name(tiny_project, opened):

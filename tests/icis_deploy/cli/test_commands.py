@@ -374,6 +374,32 @@ def test_evaluate_says_first_what_old_classes_keep_and_what_new_ones_give(
     assert (tmp_path / "curve.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["evaluate", "{bundle}", "--images", "{mine}", "--per-class", "{mine}"], "--images"),
+        (["inject", "{mine}", "--descriptors", "{descriptors}", "--out", "{mine}", "--overwrite"], "MODEL"),
+        (["describe", "{mine}", "--attributes", "{descriptors}", "--out", "{mine}", "--overwrite"], "CLASSES"),
+        (["describe", "{descriptors}", "--tags", "{mine}", "--out", "{mine}", "--overwrite"], "--tags"),
+    ],
+)
+def test_no_command_writes_over_what_it_was_given(
+    bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str], tmp_path: Path, command, said: str
+) -> None:
+    mine = tmp_path / "mine.npz"
+    mine.write_bytes(b"mine")
+    link = tmp_path / "link.npz"
+    link.symlink_to(mine)
+    for out in (mine, link):
+        given = {"bundle": bundle, "mine": mine, "descriptors": tiny_project.descriptors}
+        arguments = [each.format(**given) for each in command]
+        arguments[len(command) - 1 - command[::-1].index("{mine}")] = str(out)
+        assert run(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"{out} would be written over what is given as {said}" in error
+        assert mine.read_bytes() == b"mine"
+
+
 def test_evaluate_exits_with_1_where_new_classes_cost_more_than_is_allowed(
     bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

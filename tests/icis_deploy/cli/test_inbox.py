@@ -123,6 +123,14 @@ def a_huge_file(path):
 KINDS = [a_file, an_unreadable_file, a_folder, a_full_folder, a_pipe, a_socket, a_link, a_link_to_itself, a_huge_file]
 
 
+def test_a_folder_that_is_no_bundle_is_a_fault_in_the_words_of_the_command_line(inbox, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, result, stderr = run(inbox, tmp_path / "empty")
+    assert code == 4
+    assert "Name a folder that `icis-deploy export` wrote." in stderr
+    assert "`icis-deploy export`" in result["fault"]
+
+
 @pytest.mark.parametrize("make", KINDS)
 def test_a_file_of_any_kind_is_refused_and_the_next_one_has_its_turn(make, inbox, bundle, good):
     make(inbox / "1.icis")

@@ -129,6 +129,29 @@ def test_an_answer_that_broke_off_gives_what_is_there():
     assert read_tag_answers(text, ["okapi", "zebra", "horse"]).tags["okapi"] == ("striped", "brown")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda table: table,
+        lambda table: {"classes": table},
+        lambda table: [{"class": name, "tags": words} for name, words in table.items()],
+        lambda table: [[name, *words] for name, words in table.items()],
+        lambda table: {name: ", ".join(words) for name, words in table.items()},
+    ],
+)
+def test_json_that_broke_off_anywhere_gives_no_class_the_words_of_another(form, indent):
+    table = {name: [f"{word}-{index}" for word in WORDS[:2]] for index, name in enumerate(CLASSES)}
+    whole = json.dumps(form(table), indent=indent)
+    for stop in range(1, len(whole)):
+        for rest in ("", "\n```\n"):
+            found = read_tag_answers(f"```json\n{whole[:stop]}{rest}", CLASSES).tags
+            for name, words in found.items():
+                assert all(any(word.startswith(each) for word in table[name]) for each in words), whole[:stop]
+            complete = [name for name in CLASSES if whole.find(table[name][-1]) + len(table[name][-1]) < stop]
+            assert set(complete) <= set(found)
+
+
 def test_spellings_of_one_word_are_one_word_in_the_most_common_spelling():
     text = "a: Grey, long necks, stripes\nb: gray, Long-Neck, stripe\nc: gray, long_neck, stripes"
 

@@ -149,6 +149,14 @@ def test_a_device_that_could_say_nothing_is_a_row(write, tmp_path):
     assert "seen head not known" in html_page(report)
 
 
+def test_the_headline_counts_devices_and_apart_from_them_what_cannot_be_read(write, tmp_path):
+    write("camera", problems=[])
+    assert "<h1>1 device, 0 need attention</h1>" in html_page(report_of(tmp_path))
+    write("door", problems=["damaged"])
+    (tmp_path / "bad.json").write_text("")
+    assert "<h1>2 devices, 1 needs attention, 1 status cannot be read</h1>" in html_page(report_of(tmp_path))
+
+
 def test_a_large_file_and_what_is_no_file_are_not_read(tmp_path):
     (tmp_path / "large.json").write_bytes(b" " * (1 << 21))
 
@@ -207,7 +215,7 @@ def test_a_page_that_is_there_is_kept(write, tmp_path, capsys):
     assert run(["fleet-report", str(tmp_path), "--out", str(page)]) == 2
     assert page.read_text() == "mine"
     assert run(["fleet-report", str(tmp_path), "--out", str(page), "--overwrite"]) == 0
-    assert "1 devices" in page.read_text()
+    assert "1 device, 0 need attention" in page.read_text()
 
 
 def test_every_kind_of_attention_has_words():

@@ -135,3 +135,10 @@ def test_json_without_a_name_for_each_output_is_no_list(tmp_path: Path, text: st
 def test_names_by_what_is_no_number_are_refused():
     with pytest.raises(UsageError, match="have none for 0"):
         names_in_order({"wolf": 0, "dog": 1})
+
+
+@pytest.mark.parametrize("name", ["[unused]", "{okapi}", "[1] okapi"])
+def test_a_name_in_brackets_is_a_name(tmp_path, name):
+    path = tmp_path / "classes.txt"
+    path.write_text(f"{name}\nzebra\n")
+    assert load_class_list(path) == (name, "zebra")

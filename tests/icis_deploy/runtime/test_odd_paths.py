@@ -109,7 +109,7 @@ def test_a_line_break_in_a_path_makes_no_second_line(bundle_folder, tmp_path, ca
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("update", [None, 3, ["8.icis"], object()], ids=repr)
+@pytest.mark.parametrize("update", [None, 3, ["8.icis"], object()], ids=["nothing", "a number", "a list", "an object"])
 def test_what_is_no_update_is_named_by_its_type(update, tmp_path):
     device = Device.open(write_bundle(tmp_path / "bundle"))
 
