@@ -133,7 +133,7 @@ def load_class_list(path: Path) -> tuple[str, ...]:
     class after it.
 
     Raises:
-        LoadError: If the file cannot be read, is not UTF-8, is empty, is JSON, or has an empty or repeated name.
+        LoadError: If the file cannot be read, is not UTF-8, is empty, or has an empty or repeated name.
     """
     data = read_list(path, max_bytes=MAX_LIST_BYTES, what="class list", error_type=LoadError)
     try:
