@@ -15,6 +15,10 @@ export class Fraction {
     this.text = text;
     this.value = Number(text);
   }
+
+  toJSON() {
+    return this.text;
+  }
 }
 
 // The value of a JSON text: objects without a prototype, whole numbers as number, beyond 2^53 as bigint, others as
