@@ -10,7 +10,7 @@ const source = (name) => import(new URL(`../../../exporters/web/src/${name}`, im
 const { openBundle, indexedDBStorage, memoryStorage } = await source('index.js');
 const { publicKeyFromPem } = await source('keys.js');
 const { parseManifest } = await source('manifest.js');
-const { parseStrict, Fraction } = await source('json.js');
+const { asTime, parseStrict, Fraction } = await source('json.js');
 const { shown } = await source('errors.js');
 const { prepare, preprocessingFromJson } = await source('preprocessing.js');
 const { Session } = await source('session.js');
@@ -109,6 +109,11 @@ test('values in messages, whatever they hold', async () => {
   assert.equal(shown(new Fraction('2.0')), '"2.0"');
   const manifest = new TextEncoder().encode('{"schema_version": {"a": 18446744073709551616}}');
   await assert.rejects(parseManifest(manifest), { name: 'BundleError', message: /its schema version is \{"a":"18446744073/ });
+});
+
+test('a time of the year 0, which Python has not', () => {
+  assert.equal(asTime('0001-01-01T00:00:00Z', 'expires'), -62135596800000);
+  assert.throws(() => asTime('0000-01-01T00:00:00Z', 'expires'), { name: 'TypeError', message: /has not the form/ });
 });
 
 test('an image whose sides are none', () => {
