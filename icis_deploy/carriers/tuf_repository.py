@@ -52,17 +52,29 @@ def fetch_target(
         ExpiredError: If metadata has expired: somebody freezes the repository, or nobody renews it.
         VersionRollbackError: If metadata is older than what this device has seen.
         SignatureError: If metadata is not signed by who may.
-        CorruptFileError: If metadata or the target has other bytes than were signed.
+        CorruptFileError: If metadata or the target has other bytes than were signed, or `root` is none.
         TransferError: If the repository cannot be reached, or lacks a file.
         StorageError: If the disk refuses.
     """
     try:
+        from tuf.api.metadata import Metadata, Root
+        from tuf.api.serialization import DeserializationError
         from tuf.ngclient import Updater, UpdaterConfig
     except ImportError as error:
         raise MissingDependencyError(
             "Reading a TUF repository needs tuf.", found="no module tuf", hint="Install it: pip install tuf."
         ) from error
     trusted = read_plain(root, max_bytes=MAX_ROOT_BYTES, what="root metadata", error_type=LoadError)
+    try:
+        Metadata[Root].from_bytes(trusted)
+    except DeserializationError as error:
+        raise CorruptFileError(
+            f"{root} is no root metadata of TUF: {reason_of(error)}.",
+            found=reason_of(error),
+            expected="the root metadata of the repository",
+            where=root,
+            hint="Give the root.json that was built into the device.",
+        ) from error
     with _as_errors(metadata_url, state):
         state.mkdir(parents=True, exist_ok=True)
         updater = Updater(
@@ -145,9 +157,12 @@ def _as_errors(where: str, state: Path) -> Iterator[None]:
             hint="Publish it again; if it stays so, somebody changes it.",
         ) from error
     except tuf_errors.DownloadError as error:
+        # What a connection fails of stands in the cause alone; urllib3 wraps it once more.
+        cause = error.__cause__ or error
+        reason = reason_of(getattr(cause, "reason", None) or cause) or type(error).__name__
         raise TransferError(
-            f"The TUF repository {where} cannot be read: {reason_of(error)}. {kept}",
-            found=reason_of(error),
+            f"The TUF repository {where} cannot be read: {reason}. {kept}",
+            found=reason,
             where=where,
             hint="Check the address and the network; then try again.",
         ) from error

@@ -71,7 +71,7 @@ class ParquetCheckpoint:
                 hint="Name a folder that can be written.",
             ) from error
         self._check_identity()
-        self._rows = [self._read(path) for path in self._files()]
+        self._rows = _each_once([self._read(path) for path in self._files()])
         digests = np.concatenate([np.zeros((0, 2), "<u8"), *(rows["key"] for rows in self._rows)])
         self._done = digests[np.argsort(digests[:, 0])]
         self._next = 1 + max((int(_number(path)) for path in self._files()), default=-1)
@@ -136,7 +136,10 @@ class ParquetCheckpoint:
             metadata = table.schema.metadata or {}
             keys = [key.decode("utf-8", "surrogateescape") for key in table.column("key").to_pylist()]
             columns = {name: table.column(name).to_numpy() for name in FIELDS}
-        except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
+            for name, values in columns.items():
+                if values.dtype != OUTCOME[name]:  # missing values make others of whole numbers
+                    raise TypeError(f"its column {name!r} is of {values.dtype}")
+        except (OSError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
             raise LoadError(
                 f"{path} is no whole file of outcomes: {error}.",
                 found=type(error).__name__,
@@ -195,6 +198,18 @@ class ParquetCheckpoint:
                 hint="Name an empty folder.",
             )
         write_file(path, json.dumps(self._identity, indent=1).encode())
+
+
+def _each_once(parts: Sequence[NDArray[np.void]]) -> list[NDArray[np.void]]:
+    """Leave out inputs that stand in an earlier file: two runs at once, or who copies a file, leave them twice."""
+    found: set[bytes] = set()
+    kept = []
+    for rows in parts:
+        keys = [key.tobytes() for key in rows["key"]]
+        is_new = np.array([key not in found for key in keys], dtype=bool)
+        found.update(keys)
+        kept.append(rows[is_new])
+    return kept
 
 
 def _number(path: Path) -> str:

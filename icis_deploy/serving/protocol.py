@@ -103,7 +103,17 @@ def parse_request(
     """
     head, tensors = _split(body, json_length)
     taken = bundle.model_input
-    max_values = max_batch * math.prod(taken.shape) * 2 + _MAX_OTHER_VALUES
+    # The lists of a tensor that is nested to its last axis, where each image has one for each of its parts.
+    max_lists = max_batch * sum(math.prod(taken.shape[:axis]) for axis in range(len(taken.shape))) + _MAX_OTHER_VALUES
+    num_lists = head.count(b"[") + head.count(b"{")
+    if num_lists > max_lists:  # an empty one takes twenty times its two bytes
+        raise _refused(
+            f"The request is no JSON that is taken: it has {num_lists} lists and objects, and at most {max_lists} are.",
+            num_lists,
+            f"at most {max_lists}",
+            hint=f"Send at most {max_batch} inputs, each flat or as {list(taken.shape)}.",
+        )
+    max_values = max_batch * math.prod(taken.shape) + max_lists
     try:
         request = load_strict(head, max_values=max_values)
     except (ValueError, RecursionError) as error:

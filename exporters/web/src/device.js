@@ -21,6 +21,7 @@ import { indexedDBStorage, isSame, JOURNAL_NAME } from './storage.js';
 
 const MAX_ATTEMPTS = 5;
 const MAX_SIGNATURE_FILE_BYTES = 1 << 16;
+const [FIRST_TIME, LAST_TIME] = [Date.parse('0001-01-01T00:00:00Z'), Date.parse('9999-12-31T23:59:59Z')];
 const TINY_FLOAT = 1.1754943508222875e-38;
 
 /**
@@ -58,9 +59,24 @@ function stateName(base, bundle) {
 }
 
 function folderUrl(source) {
-  const url = new URL(source, globalThis.location?.href);
+  const url = urlOf(source);
   if (!url.pathname.endsWith('/')) url.pathname += '/';
-  return `${url.origin}${url.pathname}`;
+  for (const part of ['username', 'password', 'search', 'hash']) url[part] = '';
+  urlOf(MANIFEST_NAME, url.href); // one like `data:` has no files in it
+  return url.href;
+}
+
+function urlOf(text, base = globalThis.location?.href) {
+  try {
+    return new URL(text, base);
+  } catch (error) {
+    throw new UsageError(`${shown(String(text))} is no URL${base === undefined ? '' : ` in ${shown(base)}`}.`, {
+      found: String(text),
+      expected: 'a URL, as https://example.org/bundle/',
+      hint: 'For a folder in Node, give `folderSource(path)` or the bytes of a file.',
+      cause: error,
+    });
+  }
 }
 
 function fetching(base) {
@@ -85,11 +101,17 @@ function fetching(base) {
         hint: 'Name the folder that `icis-deploy export --target web` wrote.',
       });
     }
-    return readCapped(response, maxBytes, where);
+    try {
+      return await readCapped(response, maxBytes, where);
+    } catch (error) {
+      if (error instanceof ICISDeployError) throw error;
+      throw new BundleError(`${where} was not fetched whole: ${error.message}.`, { found: error.message, expected: 'a whole file', where, hint: 'Try again.', cause: error });
+    }
   };
 }
 
 async function readCapped(response, maxBytes, where) {
+  if (response.body === null) return new Uint8Array(); // as that of the answer 204
   const parts = [];
   let size = 0;
   const reader = response.body.getReader();
@@ -118,6 +140,7 @@ async function readCapped(response, maxBytes, where) {
 // The bundle's signature, with keys from outside of it: the manifest must be what was signed, and it has the hashes of
 // all files that are read here, the keys included.
 async function verifyBundle(read, manifest, trust) {
+  if (!Array.isArray(trust)) throw new UsageError(`\`trust\` is ${shown(trust)}; expected a list of keys.`, { found: trust, expected: 'a list of public keys, PEM', hint: 'Leave it out to believe whoever serves the bundle.' });
   const keys = [];
   for (const pem of trust) keys.push(await publicKeyFromPem(pem));
   let signature;
@@ -222,8 +245,7 @@ class Device {
   async logits(values) {
     const { input, scoreKind } = this.#bundle;
     const size = input.shape.reduce((product, length) => product * length, 1);
-    const Values = { float32: Float32Array, uint8: Uint8Array }[input.dtype];
-    if (Values === undefined) throw new IncompatibleError(`The model takes ${input.dtype}, which this runtime does not give.`, { found: input.dtype, expected: ['float32', 'uint8'] });
+    const Values = input.dtype === 'uint8' ? Uint8Array : Float32Array;
     if (!(values instanceof Values) || !values.length || values.length % size) {
       throw new UsageError(`The input is ${values?.length} values of ${values?.constructor?.name}; expected ${input.dtype}, ${size} for each image.`, {
         found: values?.length,
@@ -252,7 +274,7 @@ class Device {
   async apply(update, { allowUnsigned = false, allowChangedAnswers = false } = {}) {
     const data = await this.#bytesOf(update);
     return this.#change(async (journal) => {
-      const clock = this.#clock();
+      const clock = this.#now();
       try {
         const verified = await verifyFile(data, { bundle: this.#bundle, journal, trustedKeys: this.#trustedKeys, allowUnsigned });
         const { content } = verified;
@@ -289,7 +311,7 @@ class Device {
   /** Go back to the state before; its version stays spent. Returns the line of the history. */
   async rollback() {
     return this.#change(async (journal) => {
-      const after = afterRollback(journal, this.#clock());
+      const after = afterRollback(journal, this.#now());
       return { after, result: { ...after.history[after.history.length - 1] } };
     });
   }
@@ -314,7 +336,7 @@ class Device {
       return new Uint8Array(await update.arrayBuffer());
     }
     if (typeof update === 'string' || update instanceof URL) {
-      const where = new URL(update, globalThis.location?.href).href;
+      const where = urlOf(update).href;
       try {
         const response = await fetch(where, { cache: 'no-cache' });
         if (!response.ok) throw new Error(`the server answered ${response.status} ${response.statusText}`);
@@ -325,6 +347,15 @@ class Device {
       }
     }
     throw new UsageError('An update is a file, its bytes, or a URL.', { found: typeof update, expected: 'a Blob, a Uint8Array, or a URL' });
+  }
+
+  // Beyond these years a time has another form, which no journal is read with.
+  #now() {
+    const clock = this.#clock();
+    if (!(clock >= FIRST_TIME && clock <= LAST_TIME)) {
+      throw new UsageError(`The clock says ${shown(clock)}; expected milliseconds since 1970, of the years 1 to 9999. Nothing was changed.`, { found: clock, expected: 'milliseconds since 1970', hint: 'Set the clock.' });
+    }
+    return clock;
   }
 
   // One change after the other, in this page.
@@ -343,7 +374,13 @@ class Device {
         const { journal, state } = this.#held;
         const { after, table, put = new Map(), result } = await decide(journal);
         if (after === undefined) return result;
-        const next = table ?? (currentState(after) === currentState(journal) ? state.table : await this.#tableOf(currentState(after)));
+        let next = table;
+        try {
+          next ??= currentState(after) === currentState(journal) ? state.table : await this.#tableOf(currentState(after));
+        } catch (error) {
+          if (await this.#isOutdated(data, error)) continue;
+          throw error;
+        }
         if (table === undefined && next !== state.table && next !== null) await verifyComputed(this.#session, this.#bundle, next, { rowLengths: this.#rowLengths });
         const named = new Set(after.states.map(({ slots }) => (slots === null ? null : slotsName(slots))));
         const remove = journal.states.filter(({ slots }) => slots !== null && !named.has(slotsName(slots))).map(({ slots }) => slotsName(slots));
@@ -362,16 +399,28 @@ class Device {
     let held = data;
     if (journal.bundleSha256 !== this.#bundle.sha256) {
       const former = journal;
-      journal = afterReplacement(former, this.#bundle, this.#clock());
+      journal = afterReplacement(former, this.#bundle, this.#now());
       held = await serializeJournal(journal);
       const remove = former.states.filter(({ slots }) => slots !== null).map(({ slots }) => slotsName(slots));
       if (!(await this.#storage.commit({ expected: data, journal: held, put: new Map(), remove }))) {
         throw new StorageError('Another page changed the device meanwhile. Nothing was changed.', { hint: 'Try again.' });
       }
     }
-    const table = await this.#tableOf(currentState(journal));
+    let table;
+    try {
+      table = await this.#tableOf(currentState(journal));
+    } catch (error) {
+      if (!(await this.#isOutdated(held, error))) throw error;
+      await this.#takeOver(await this.#storage.read(JOURNAL_NAME));
+      return;
+    }
     if (table !== null) await verifyComputed(this.#session, this.#bundle, table, { rowLengths: this.#rowLengths });
     this.#held = this.#heldOf(held, journal, table);
+  }
+
+  // Whether slots are missing because another page changed the journal after it was read, and removed what it named.
+  async #isOutdated(data, error) {
+    return error instanceof CorruptFileError && !isSame(await this.#storage.read(JOURNAL_NAME), data);
   }
 
   async #journalOf(data) {

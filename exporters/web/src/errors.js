@@ -46,12 +46,8 @@ export class CorruptFileError extends IntegrityError {}
 
 // What a file or a class is called in a message: short, in quotes, with escapes for what is not visible.
 export function shown(value, maxLength = 60) {
-  let text;
-  try {
-    text = typeof value === 'string' ? JSON.stringify(value) : typeof value === 'bigint' ? String(value) : JSON.stringify(value) ?? String(value);
-  } catch {
-    text = String(value);
-  }
+  const json = JSON.stringify(value, (_, item) => (typeof item === 'bigint' ? String(item) : item));
+  let text = typeof value === 'bigint' ? String(value) : json ?? String(value);
   text = text.replace(/[^\x20-\x7e\u00a1-\u024f\u0370-\u03ff\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]/g, (character) =>
     `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`);
   return text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;

@@ -108,7 +108,8 @@ function journalFromJson(fields) {
 function lineFromJson(value) {
   const line = asObject(value, 'history');
   checkFields(line, LINE_FIELDS, ['changed_answers', 'allowed_past_guard']);
-  for (const name of ['sequence', 'version', 'num_added', 'num_replaced', 'num_removed']) asInteger(line[name], name);
+  asCount(line.sequence, 'sequence', Number.MAX_SAFE_INTEGER - 1);
+  for (const name of ['version', 'num_added', 'num_replaced', 'num_removed']) asInteger(line[name], name);
   for (const name of ['class_name', 'payload_sha256', 'signed_by']) if (line[name] !== null) asText(line[name], name);
   asTime(line.time, 'time');
   asText(line.action, 'action');

@@ -15,6 +15,10 @@ export class Fraction {
     this.text = text;
     this.value = Number(text);
   }
+
+  toJSON() {
+    return this.text;
+  }
 }
 
 // The value of a JSON text: objects without a prototype, whole numbers as number, beyond 2^53 as bigint, others as
@@ -256,7 +260,7 @@ export function checkFields(object, required, optional = []) {
   }
 }
 
-const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/;
+const TIME = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/;
 
 // A time as milliseconds since 1970, from `2026-11-23T09:00:00Z`, the only form that is read.
 export function asTime(value, where) {

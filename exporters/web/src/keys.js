@@ -5,7 +5,8 @@ import { MissingDependencyError, SignatureError, shown } from './errors.js';
 
 const MAX_KEY_BYTES = 1 << 12;
 const SPKI_PREFIX = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-const PEM = /^\s*-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END PUBLIC KEY-----\s*$/;
+// No part of it takes what its neighbour takes: else blanks, which anyone can send, would be divided in every way.
+const PEM = /^\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*$/;
 
 /**
  * An Ed25519 public key from PEM (SubjectPublicKeyInfo): `{pem, keyId, raw, verify}`.

@@ -2,7 +2,7 @@
 
 import { sha256Hex, isSha256, utf8 } from './bytes.js';
 import { checkNames, MAX_VERSION } from './class-update.js';
-import { BundleError, CorruptFileError } from './errors.js';
+import { BundleError, CorruptFileError, shown } from './errors.js';
 import { asBoolean, asCount, asInteger, asList, asNumber, asObject, asText, asTexts, dumps, parseStrict } from './json.js';
 import { preprocessingFromJson } from './preprocessing.js';
 
@@ -24,7 +24,7 @@ const SCORE_KINDS = ['logits', 'probabilities', 'log-probabilities', 'sigmoid'];
 export async function parseManifest(data) {
   try {
     const values = asObject(parseStrict(data), 'manifest');
-    if (![1, 2, 3].includes(values.schema_version)) throw new TypeError(`its schema version is ${String(values.schema_version).slice(0, 20)}, this release reads 1 to 3`);
+    if (![1, 2, 3].includes(values.schema_version)) throw new TypeError(`its schema version is ${shown(values.schema_version, 20)}, this release reads 1 to 3`);
     const input = asObject(values.model_input, 'model_input');
     const limit = values.max_changed_answers ?? null;
     const bundle = {

@@ -59,7 +59,7 @@ export function preprocessingFromJson(value) {
  */
 export function prepare(image, settings, { asPixels }) {
   const { data, width, height } = image;
-  if (!(data instanceof Uint8Array || data instanceof Uint8ClampedArray) || !Number.isSafeInteger(width) || data.length !== 4 * width * height || !data.length) {
+  if (!(data instanceof Uint8Array || data instanceof Uint8ClampedArray) || ![width, height].every((side) => Number.isSafeInteger(side) && side > 0) || data.length !== 4 * width * height) {
     throw new ImageError(`The image is no RGBA pixels: ${data?.length} values for ${width} x ${height}.`, {
       found: data?.length,
       expected: 'width * height * 4 values',

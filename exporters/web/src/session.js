@@ -1,6 +1,6 @@
 // The bundle's model in onnxruntime-web, with the slots as required inputs.
 
-import { IncompatibleError, MissingDependencyError, ModelLoadError, RuntimeFailureError } from './errors.js';
+import { IncompatibleError, MissingDependencyError, ModelLoadError, RuntimeFailureError, shown } from './errors.js';
 import { NUM_STATISTICS } from './class-update.js';
 
 export class Session {
@@ -12,6 +12,10 @@ export class Session {
 
   /** Throws MissingDependencyError, ModelLoadError. */
   static async load(model, bundle, ort) {
+    const { dtype } = bundle.input;
+    if (!['float32', 'uint8'].includes(dtype)) {
+      throw new IncompatibleError(`The model takes ${shown(dtype)}, which this runtime does not give.`, { found: dtype, expected: ['float32', 'uint8'], hint: 'Export a model that takes one of them.' });
+    }
     const library = ort ?? (await importedRuntime());
     let session;
     try {

@@ -41,11 +41,15 @@ export function indexedDBStorage(name) {
   return {
     async read(key) {
       const database = await opened;
-      return settled(database.transaction(STORE).objectStore(STORE).get(key), (value) => value ?? null, 'read');
+      return promised('read', (resolve, reject) => {
+        const request = database.transaction(STORE).objectStore(STORE).get(key);
+        request.onsuccess = () => resolve(request.result ?? null);
+        request.onerror = () => reject(failure('read', request.error));
+      });
     },
     async commit({ expected, journal, put, remove }) {
       const database = await opened;
-      return new Promise((resolve, reject) => {
+      return promised('write', (resolve, reject) => {
         let changed = false;
         const transaction = database.transaction(STORE, 'readwrite', { durability: 'strict' });
         const store = transaction.objectStore(STORE);
@@ -65,13 +69,13 @@ export function indexedDBStorage(name) {
 }
 
 function openDatabase(name) {
-  if (globalThis.indexedDB === undefined) {
+  if ((globalThis.indexedDB ?? null) === null) {
     return Promise.reject(new StorageError('There is no IndexedDB here, so nothing would be kept of what this device held.', {
       expected: 'IndexedDB',
       hint: 'Give a `storage`: `folderStorage` in Node, or `memoryStorage`, which forgets spent versions.',
     }));
   }
-  return new Promise((resolve, reject) => {
+  return promised('open', (resolve, reject) => {
     const request = indexedDB.open(name, 1);
     request.onupgradeneeded = () => request.result.createObjectStore(STORE);
     request.onsuccess = () => resolve(request.result);
@@ -80,17 +84,17 @@ function openDatabase(name) {
   });
 }
 
-function settled(request, read, what) {
-  return new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(read(request.result));
-    request.onerror = () => reject(failure(what, request.error));
+// A browser throws at once where a page may keep nothing, or its database was closed or deleted meanwhile.
+function promised(what, start) {
+  return new Promise(start).catch((error) => {
+    throw error instanceof StorageError ? error : failure(what, error);
   });
 }
 
 function failure(what, error) {
   return new StorageError(`The browser could not ${what} the state of the device: ${error?.message ?? error}. Nothing was changed.`, {
     found: String(error?.message ?? error),
-    hint: 'Free some space, and leave private windows, which may keep nothing.',
+    hint: 'Load the page again; free some space, and leave private windows, which may keep nothing.',
     cause: error,
   });
 }

@@ -60,6 +60,22 @@ const calls = {
     }
     return found;
   },
+  // A page reads the journal; before it reads the slots, another page goes back, and removes them.
+  async overtaken({ folder, data }) {
+    const storage = memoryStorage();
+    const open = (kept) => openBundle(folderSource(folder), { storage: kept, runtime });
+    const other = await open(storage);
+    for (const update of data) await other.apply(bytes(update));
+    let isFirst = true;
+    const read = async (name) => {
+      if (name !== 'journal.json' && isFirst) {
+        isFirst = false;
+        await other.rollback();
+      }
+      return storage.read(name);
+    };
+    return (await open({ ...storage, read })).classes();
+  },
   // What the browser without Ed25519 does: importKey refuses the algorithm.
   async withoutEd25519({ device, data }) {
     crypto.subtle.importKey = async (...given) => {

@@ -250,6 +250,22 @@ def test_two_devices_on_one_state_see_each_others_changes(tmp_path, node, bundle
     assert one.classes() == other.classes()
 
 
+def test_slots_that_another_page_removed_meanwhile_are_no_damage(node, bundle, keys):
+    updates = [signed_bytes(make_update(name, version=n), keys.private_path) for n, name in ((1, "okapi"), (2, "gnu"))]
+    data = [base64.b64encode(update).decode() for update in updates]
+
+    assert node.call("overtaken", folder=str(bundle), data=data) == ["cat", "dog", "owl", "okapi"]
+
+
+@pytest.mark.parametrize("clock", [1e15, -1e15])
+def test_a_clock_that_no_calendar_has_is_named(node, bundle, keys, clock):
+    device = node.open(bundle, clock=clock)
+    data = signed_bytes(make_update("okapi"), keys.private_path)
+
+    refused(lambda: device.apply(data), "UsageError", r"The clock says -?1000000000000000; expected milliseconds")
+    assert device.classes() == ["cat", "dog", "owl"]
+
+
 def test_a_bundle_in_the_place_of_another_one_keeps_spent_versions_and_keys(tmp_path, node, bundle, keys):
     state, new = tmp_path / "state", keygen(tmp_path / "new.key")
     device = node.open(bundle, state=state)

@@ -17,8 +17,9 @@ from tests.exporters.web.javascript import PACKAGE, node_modules
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_golden_files_in_node():
-    path = Path(__file__).with_name("golden.test.mjs")
+@pytest.mark.parametrize("name", ["golden", "hostile"])
+def test_the_package_in_node(name):
+    path = Path(__file__).with_name(f"{name}.test.mjs")
     ran = subprocess.run(["node", "--test", str(path)], capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -20,7 +21,6 @@ from icis_deploy.carriers.tuf_repository import fetch_target
 from icis_deploy.errors import (
     CorruptFileError,
     ExpiredError,
-    ICISDeployError,
     LoadError,
     SignatureError,
     StorageError,
@@ -261,6 +261,22 @@ def test_a_repository_that_is_not_there_or_lacks_a_file_is_named(fetch, reposito
     assert in_inbox(tmp_path) == {}
 
 
+def test_a_server_that_takes_no_connection_is_said_to(repository, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+
+    with pytest.raises(TransferError, match=r"cannot be read: .*refused"):
+        fetch_target(
+            metadata_url=url,
+            targets_url=url,
+            target=TARGET,
+            root=repository.metadata / "1.root.json",
+            state=tmp_path / "state",
+            out=tmp_path / "new.icis",
+        )
+
+
 def test_a_disk_that_refuses_is_no_fault_of_the_repository(fetch, repository, tmp_path):
     repository.publish(b"first")
     (tmp_path / "file").write_bytes(b"")
@@ -276,7 +292,7 @@ def test_root_metadata_that_is_none_is_refused(fetch, repository, tmp_path):
     repository.publish(b"first")
     (tmp_path / "root.json").write_bytes(b"{}")
 
-    with pytest.raises(ICISDeployError) as caught:
+    with pytest.raises(CorruptFileError, match=r"root\.json is no root metadata of TUF") as caught:
         fetch()
     assert caught.value.exit_code == 6
     (tmp_path / "root.json").unlink()

@@ -278,6 +278,32 @@ def test_half_a_file_is_named_with_what_to_do(bundle, images, tmp_path):
     assert evaluated(bundle, images, checkpoint=tmp_path / "outcomes").num_images == 60
 
 
+def test_an_input_of_two_files_counts_once(bundle, images, tmp_path):
+    folder = tmp_path / "outcomes"
+    first = evaluated(bundle, images, checkpoint=folder)
+    shutil.copy(folder / "outcomes-00000000.parquet", folder / "outcomes-00000001.parquet")
+
+    again = evaluated(bundle, images, checkpoint=folder)
+
+    assert again.num_images == first.num_images == 60
+    assert again.to_json() == first.to_json()
+
+
+@pytest.mark.parametrize("values", [["a"] * 60, [None] * 60, [[1]] * 60])
+def test_a_column_of_another_type_is_named_with_what_to_do(bundle, images, tmp_path, values):
+    evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+    (file,) = (tmp_path / "outcomes").glob("*.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    changed = table.set_column(table.schema.get_field_index("label"), "label", pa.array(values))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), file)
+
+    with pytest.raises(LoadError, match=r"no whole file of outcomes: its column 'label' is of .*Remove it"):
+        evaluated(bundle, images, checkpoint=tmp_path / "outcomes")
+
+
 def test_files_of_two_checkpoints_are_not_mixed(bundle, images, tmp_path):
     evaluated(bundle, images, checkpoint=tmp_path / "one")
     other = images.parent / "other.csv"

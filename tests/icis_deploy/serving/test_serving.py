@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import math
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import sys
 import textwrap
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -285,6 +287,33 @@ def test_a_long_text_among_numbers_takes_no_memory(bundle):
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()
+
+
+def test_empty_lists_in_the_place_of_numbers_take_no_memory(bundle):
+    opened = load_manifest(bundle)
+    opened = replace(opened, model_input=replace(opened.model_input, shape=(3, 224, 224)))
+    body = b'{"inputs":[{"data":[' + b"[]," * (1 << 20) + b"[]]}]}"
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="has 1048581 lists and objects, and at most 47360 are"):
+            parse_request(body, None, opened, max_batch=64, default_top=5)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("shape", [(6,), (1, 1, 400), (3, 20, 7), (20, 20, 1)])
+def test_a_tensor_that_is_nested_to_its_last_axis_is_taken_in_the_greatest_batch(bundle, shape, batch):
+    opened = load_manifest(bundle)
+    opened = replace(opened, model_input=replace(opened.model_input, shape=shape))
+    values = np.arange(batch * math.prod(shape), dtype=np.float32).reshape(batch, *shape)
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(values.shape), "data": values.tolist()}
+
+    request = parse_request(json.dumps({"inputs": [tensor]}).encode(), None, opened, max_batch=batch, default_top=5)
+
+    np.testing.assert_array_equal(request.images, values)
 
 
 def test_infinite_numbers_in_binary_data_are_the_clients_fault(bundle):
