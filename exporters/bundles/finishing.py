@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from exporters.gate.gate import EMPTY_SLOT_FAILURE
 from exporters.targets.quantized import Quantizable
 from exporters.targets.registry import (
     BuiltTarget,
@@ -201,6 +202,15 @@ def _reject(building: Path, out: Path, bundle: Bundle, failures: str, reports: S
         f"{rejected}, with the report in {REPORT_NAME}.",
         found=failures,
         where=out,
-        hint="Inject again with a smaller budget, or allow more with `max_seen_loss`." if is_exact else None,
+        hint=_hint(failures, is_exact=is_exact),
         reports=tuple(reports),
     )
+
+
+def _hint(failures: str, *, is_exact: bool) -> str | None:
+    """Return what to do about a bundle that was rejected, where that is known."""
+    if is_exact:
+        return "Inject again with a smaller budget, or allow more with `max_seen_loss`."
+    if EMPTY_SLOT_FAILURE in failures:
+        return "Logits as low as these leave no room below them for empty slots: export it with `head='fused'`."
+    return None

@@ -115,6 +115,7 @@ MAX_DIAGNOSED = 256
 """Images on which the fault of a head is looked for, those with the greatest errors."""
 _LOG_VARIANCE = STATISTICS.index("log_variance")
 TOPK_TOLERANCE = 1e-5
+EMPTY_SLOT_FAILURE = "an empty slot has a greater logit than a class"
 """Greatest error of a probability that a model gives with its top-k classes."""
 
 
@@ -672,7 +673,7 @@ def _empty_slot_failures(device: Device, given: NDArray[np.float32]) -> set[str]
     # Probabilities underflow near zero, where an empty slot and an improbable class are the same.
     vanishes = greatest < VANISHING.get(device.bundle.score_kind, -np.inf)
     if is_empty.any() and not vanishes and not (greatest < given[:, ~is_empty].min()):
-        return {"an empty slot has a greater logit than a class"}
+        return {EMPTY_SLOT_FAILURE}
     return set()
 
 

@@ -135,7 +135,9 @@ def write_generator(
             found=float(error),
             expected=MAX_ROW_ERROR[precision],
             where=path,
-            hint="Write it as `precision='fp32'`, or with another `method`.",
+            hint="Choose another `method`, or descriptors whose numbers are neither huge nor tiny."
+            if precision == "fp32"
+            else "Write it as `precision='fp32'`, or with another `method`.",
         )
     write_file(path, data)
     return WrittenGenerator(metadata=metadata, size_bytes=len(data), max_row_error=error, num_compared=len(compared))

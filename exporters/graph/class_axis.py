@@ -39,6 +39,9 @@ _TAKES_ONE_NUMBER = frozenset({"Add", "Equal", "Greater", "GreaterOrEqual", "Les
 _TABLE_LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND", "OneHot"})
 _LABEL_LOOKUPS = frozenset({"ArrayFeatureExtractor", "LabelEncoder"})
 
+ONE_VALUE_PER_CLASS = "combines the logits with one value per class"
+"""An obstacle; where the values are constants, the rows of the head could hold them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
@@ -195,7 +198,7 @@ def _follow_elementwise(node: ir.Node, carriers: list[Carrier]) -> Followed:
     quantizes = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
     for other in others:
         if _varies_by_class(other, from_right) or (quantizes and not _is_one_number(other)):
-            return Followed(obstacle=f"{label(node)} ({node.op_type}) combines the logits with one value per class")
+            return Followed(obstacle=f"{label(node)} ({node.op_type}) {ONE_VALUE_PER_CLASS}")
     rank = max(len(source.shape) for source in (*values, *others) if source.shape is not None)
     warning = f"{node.op_type} {label(node)}" if node.op_type in _UNUSUAL_ELEMENTWISE else None
     return Followed(axis=rank - from_right, warning=warning)

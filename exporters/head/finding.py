@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from exporters.graph.class_axis import may_follow_logits
+from exporters.graph.class_axis import ONE_VALUE_PER_CLASS, may_follow_logits
 from exporters.graph.constants import STANDARD_DOMAINS, is_constant, root_initializers
 from exporters.graph.label_tables import ML_DOMAIN
 from exporters.graph.ml_operators import UNLINEAR_CLASSIFIERS
@@ -145,7 +145,7 @@ def find_head(model: ir.Model, head_node: str | None = None) -> HeadLocation:
         raise ModelLoadError(
             f"No class can be added to this model's head: {blocked}.",
             found=blocked,
-            hint="Export the model without that part.",
+            hint=_way_around(blocked),
         )
     if len(usable) == 1:
         # Choosing it is advice only where a bundle can then hold the model: else what follows it is said.
@@ -297,7 +297,7 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
             f"No class can be added to the head {head_node}: {tail.obstacles[0]}.",
             found=tail.obstacles[0],
             where=head_node,
-            hint="Export the model without that part.",
+            hint=_way_around(tail.obstacles[0]),
         )
     if not any(output in tail.axes for output in model.graph.outputs):
         raise ModelLoadError(
@@ -306,6 +306,16 @@ def _chosen(model: ir.Model, head_node: str) -> Candidate:
             hint="Choose another `head_node`.",
         )
     return Candidate(pattern=pattern, tail=tail)
+
+
+def _way_around(obstacle: str) -> str:
+    """Return what to do about something behind the head that no class can pass."""
+    if ONE_VALUE_PER_CLASS in obstacle:
+        return (
+            "Export the model without that part. Constants that are added to the logits themselves, or multiplied with "
+            "them, can go into the head's own bias, or into its weight and bias."
+        )
+    return "Export the model without that part."
 
 
 def _node_named(model: ir.Model, name: str) -> ir.Node | None:

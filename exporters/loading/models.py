@@ -30,6 +30,7 @@ from exporters.graph.ml_operators import ReplaceMLOperatorsPass
 from exporters.graph.plain_forms import PlainFormsPass
 from exporters.graph.softmax_fusion import FuseSoftmaxPass
 from exporters.graph.training_mode import refuse_training_mode
+from exporters.head.slot_inputs import has_slots
 from exporters.head.topk_output import RemoveTopKPass
 from exporters.loading.margin_removal import Feed, NamedRunner, RemoveMarginPass, without_margin
 from exporters.loading.original import OriginalOnnx
@@ -248,6 +249,7 @@ def _refuse_weights(weights: Path | None, *, spec: str) -> None:
 def _load_onnx(spec: str, input_shape: tuple[int, ...] | None, preprocessing: Preprocessing | None) -> LoadedModel:
     read = load_onnx_file(Path(spec))
     refuse_training_mode(read, where=spec)
+    _refuse_slots(read, where=spec)
     ends, original = read_quantized_ends(read), OriginalOnnx(Path(spec))
     model, run = _in_standard_operators(read, where=spec), with_float_ends(original, ends) if ends else original
     model = apply_passes(model, RemoveTopKPass(), FuseSoftmaxPass(), FloatEndsPass(ends))
@@ -262,6 +264,19 @@ def _load_onnx(spec: str, input_shape: tuple[int, ...] | None, preprocessing: Pr
         stated_classes=names_of_metadata(metadata, where=spec),
         stated_preprocessing=stated,
     )
+
+
+def _refuse_slots(model: ir.Model, *, where: str) -> None:
+    """Raise `ModelLoadError` if this is the model of a bundle with an updatable head: classes are in slots already."""
+    if has_slots(model):
+        raise ModelLoadError(
+            f"{where} is the model of a bundle, with slots for classes, and no model that a bundle can be made of.",
+            found="a bundle's model with slots",
+            expected="the model that the bundle was exported from",
+            where=where,
+            hint="Give the model that it was exported from; class updates and new classes go into the bundle "
+            "afterwards.",
+        )
 
 
 def _in_standard_operators(model: ir.Model, *, where: str) -> ir.Model:

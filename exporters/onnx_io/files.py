@@ -92,11 +92,17 @@ def load_onnx_file(path: Path) -> ir.Model:
         check_model(model)
     except ExportError as error:
         raise ModelLoadError(
-            f"{path} is not a valid ONNX model: {first_line(error.__cause__ or error)}.",
+            f"{path} is not a valid ONNX model: {first_line(error.__cause__ or error)}{_without_shape(model)}.",
             where=path,
             hint="Export it again, or check it with onnx.checker.",
         ) from error
     return normalized(model, where=str(path))
+
+
+def _without_shape(model: ir.Model) -> str:
+    """Return which outputs state no shape, which the format asks for and the checker refuses without a name."""
+    names = [str(output.name) for output in model.graph.outputs if output.shape is None]
+    return f"; the output {names[0]!r} states no shape" if names else ""
 
 
 def _unread_hint(path: Path) -> str:

@@ -9,6 +9,7 @@ from icis_deploy.api.inputs import PathLike, inputs_from
 from icis_deploy.api.notices import tell
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.bundle_signature import SIGNATURE_NAME
@@ -53,6 +54,7 @@ def compact(
     from exporters.bundles.compaction import FormerBundle, write_compacted
 
     folder = Path(bundle)
+    num_slots = None if capacity is None else whole_number(capacity, name="capacity")
     check_free(Path(out), overwrite=overwrite, makes_folders=True)
     signer = None if key is None else open_signer(key)
     described, store = load_bundle(folder), Store(folder)
@@ -63,7 +65,7 @@ def compact(
     return write_compacted(
         Path(out),
         FormerBundle(folder=folder, bundle=described, journal=journal, table=table),
-        capacity=described.capacity if capacity is None else capacity,
+        capacity=described.capacity if num_slots is None else num_slots,
         images=inputs_from(images, described.preprocessing),
         overwrite=overwrite,
         signer=signer,

@@ -32,6 +32,7 @@ from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free
+from icis_deploy.common.numbers_given import check_number, whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.python_values import PythonInputs
@@ -125,6 +126,8 @@ class ExportOptions:
                 expected=HEAD_KINDS,
                 hint=f"Choose among {', '.join(HEAD_KINDS)}.",
             )
+        if self.capacity is not None:
+            object.__setattr__(self, "capacity", whole_number(self.capacity, name="capacity"))
         if self.head == "fused" and self.capacity is not None:
             raise UsageError(
                 "A fused head has no slots.",
@@ -146,13 +149,7 @@ class ExportOptions:
                 expected="updatable",
                 hint="Give `trust` with `head='updatable'`, or leave it out.",
             )
-        if self.max_changed_answers is not None and not 0 <= self.max_changed_answers <= 1:
-            raise UsageError(
-                f"{self.max_changed_answers} is no share of the answers that an update may change.",
-                found=self.max_changed_answers,
-                expected="0 to 1, or None",
-                hint="Give `max_changed_answers` as a share of all answers.",
-            )
+        _check_max_changed_answers(self.max_changed_answers)
         if self.seen_images is not None and (self.head == "fused" or self.max_changed_answers is None):
             raise UsageError(
                 "Images of seen classes guard a device against class updates, and this one takes none or has no guard.",
@@ -167,6 +164,20 @@ class ExportOptions:
                 expected="updatable",
                 hint="Give `generator` with `head='updatable'`.",
             )
+
+
+def _check_max_changed_answers(share: float | None) -> None:
+    """Raise `UsageError` if this is no share of the answers that an update may change."""
+    if share is None:
+        return
+    check_number(share, name="max_changed_answers")
+    if not 0 <= share <= 1:
+        raise UsageError(
+            f"{share} is no share of the answers that an update may change.",
+            found=share,
+            expected="0 to 1, or None",
+            hint="Give `max_changed_answers` as a share of all answers.",
+        )
 
 
 def export(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from icis_deploy.bundle.manifest import HEAD_PRECISIONS, PRECISIONS
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.errors import UsageError
 
 _INPUTS = ("float32", "uint8")
@@ -59,6 +60,7 @@ class ModelForm:
                 found=self.model_input,
                 expected=_INPUTS,
             )
+        object.__setattr__(self, "top", whole_number(self.top, name="top"))
         if self.top < 0:
             raise UsageError(
                 f"A model cannot choose {self.top} classes; expected at least 0.",

@@ -281,7 +281,8 @@ def _parts(vector: Float32, metadata: GeneratorMetadata) -> list[tuple[Generator
 def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block: str | None = None) -> Float32:
     where = "" if block is None else f" in block {shown(block)}"
     try:
-        vector = np.asarray(descriptor, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what no float32 holds is infinite, and refused below
+            vector = np.asarray(descriptor, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise DescriptorError(
             f"The descriptor of {class_name!r}{where} is no vector of numbers: {error}.",
@@ -289,13 +290,22 @@ def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block:
             expected=f"{width} finite numbers",
             hint="Give as many numbers as the generator's descriptors have.",
         ) from error
-    if vector.shape != (width,) or not np.isfinite(vector).all():
+    if vector.shape != (width,):
         raise DescriptorError(
             f"The descriptor of {class_name!r} has shape {vector.shape}{where}; expected {width} finite numbers, made "
             f"as those that the generator was trained with.",
             found=vector.shape,
             expected=(width,),
             hint="Describe the class with the sources that the generator was trained with.",
+        )
+    if not np.isfinite(vector).all():
+        index = int(np.argmin(np.isfinite(vector)))
+        raise DescriptorError(
+            f"The descriptor of {class_name!r} holds {vector[index]} at {index}{where}; expected {width} finite "
+            f"numbers of float32.",
+            found=float(vector[index]),
+            expected=f"{width} finite numbers",
+            hint="Correct it, or describe the class again.",
         )
     return vector
 

@@ -34,7 +34,7 @@ from icis_deploy.head.slots import SlotTable
 from icis_deploy.images.preprocessing import Preprocessing, load_preprocessing
 from icis_deploy.runtime.device import Device
 from testing.tiny_project import FEATURE_DIM, TinyProject
-from tests.exporters.head_graphs import HEADER, parsed_model, rows
+from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +298,13 @@ def test_a_model_that_fails_on_one_image_too_is_not_told_to_fix_its_batch(tmp_pa
         icis_deploy.export(tmp_path / "broken.onnx", classes=[f"class {i}" for i in range(5)], out=tmp_path / "bundle")
 
     assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_logits_below_those_of_empty_slots_are_refused_with_the_head_that_has_none(tmp_path: Path) -> None:
+    weight, bias = rows(0)
+    save_model(GRAPHS["gemm"].model(weight * 1e6, bias), tmp_path / "model.onnx")
+    names = [f"class {index}" for index in range(len(weight))]
+    options = icis_deploy.ExportOptions(head="updatable", capacity=2)
+
+    with pytest.raises(GateFailedError, match=r"an empty slot has a greater logit .* with `head='fused'`"):
+        icis_deploy.export(tmp_path / "model.onnx", classes=names, out=tmp_path / "bundle", options=options)

@@ -485,3 +485,16 @@ def test_an_embedding_that_is_given_too_leaves_the_head_certain():
     )
 
     assert (find_head(model).node_name, find_head(model).certainty) == ("head", "certain")
+
+
+def test_a_bias_that_is_added_to_turned_logits_is_said_to_fit_into_the_head():
+    model = graph(
+        """l = MatMul (x, m) t = Transpose <perm = [1, 0]> (l)
+        [late_bias] s = Add (t, column)
+        y = Transpose <perm = [1, 0]> (s)""",
+        m=np.ascontiguousarray(WEIGHT.T),
+        column=BIAS[:, None],
+    )
+
+    with pytest.raises(ModelLoadError, match=r"late_bias \(Add\) .* can go into the head's own bias"):
+        find_head(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -18,6 +19,7 @@ from exporters.head.finding import find_head
 from exporters.loading.models import load_model, parse_input_shape
 from exporters.loading.original import _edited
 from exporters.onnx_io.files import save_model
+from icis_deploy.bundle.manifest import SLOT_BIAS, SLOT_WEIGHT
 from icis_deploy.errors import IncompatibleError, ModelLoadError, RuntimeFailureError, UsageError
 from tests.exporters.head_graphs import GRAPHS, HEADER, parsed_model, rows
 
@@ -338,3 +340,15 @@ def test_the_real_onnx_file_keeps_its_seen_logits_to_the_last_bit(imagenet_mobil
     assert (location.kind, location.weight_name) == ("gemm", "classifier.weight")
     assert (logits.shape, features.shape) == ((2, 800 + 256), (2, 1280))
     np.testing.assert_array_equal(logits[:, :800], loaded.original_logits(images))
+
+
+def test_a_bundles_model_with_slots_is_refused_with_what_to_give_instead(tmp_path: Path):
+    model = GRAPHS["gemm"].model(*rows(0))
+    for name, array in zip((SLOT_WEIGHT, SLOT_BIAS), rows(1), strict=True):
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array)))
+    save_model(model, tmp_path / "model.onnx")
+
+    with pytest.raises(ModelLoadError, match="is the model of a bundle, with slots") as refused:
+        load_model(str(tmp_path / "model.onnx"))
+
+    assert "Give the model that it was exported from" in str(refused.value)

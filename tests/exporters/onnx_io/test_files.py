@@ -285,6 +285,15 @@ def test_a_graph_that_the_checker_refuses_says_what_the_checker_says(tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_an_output_without_a_shape_is_named(tmp_path: Path):
+    proto = ir.to_proto(GEMM.model(*rows(0)))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "shapeless.onnx")
+
+    with pytest.raises(ModelLoadError, match="the output 'logits' states no shape"):
+        load_onnx_file(tmp_path / "shapeless.onnx")
+
+
 def test_external_weights_that_are_cut_off_are_refused(tmp_path: Path):
     model = parsed_model(
         '<ir_version: 10, opset_import: ["": 20]> g (float[b, 64] x) => (float[b, 9] y) { y = MatMul (x, w) }',

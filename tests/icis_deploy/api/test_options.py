@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 
+import numpy as np
 import pytest
 
 import icis_deploy
@@ -143,3 +144,28 @@ def test_one_update_in_place_of_a_list_is_said_to_be_one(tiny_project, tmp_path)
 def test_a_set_of_class_names_is_refused_as_it_has_no_order(tiny_project):
     with pytest.raises(UsageError, match="which has no order"):
         icis_deploy.inspect(tiny_project.model, classes=set(tiny_project.seen_names))
+
+
+@pytest.mark.parametrize("value", ["3", 2.5, True], ids=["text", "fraction", "truth"])
+def test_a_count_that_is_no_whole_number_is_refused_by_the_name_of_its_parameter(value, tmp_path):
+    with pytest.raises(UsageError, match=r"^`capacity` is .*, of type .*; expected a whole number\."):
+        icis_deploy.ExportOptions(head="updatable", capacity=value)
+    with pytest.raises(UsageError, match=r"^`top` is .*; expected a whole number\."):
+        icis_deploy.ModelForm(top=value)
+    with pytest.raises(UsageError, match=r"^`capacity` is .*; expected a whole number\."):
+        icis_deploy.compact(tmp_path / "bundle", out=tmp_path / "compacted", capacity=value)
+
+
+def test_counts_of_numpys_types_are_whole_numbers():
+    options = icis_deploy.ExportOptions(
+        head="updatable", capacity=np.int64(4), form=icis_deploy.ModelForm(top=np.int32(3))
+    )
+
+    assert (type(options.capacity), type(options.form.top)) == (int, int)
+
+
+def test_a_share_as_text_is_refused_by_the_name_of_its_parameter(tmp_path):
+    with pytest.raises(UsageError, match=r"^`max_seen_loss` is '0.02', of type str; expected a number\."):
+        icis_deploy.verify(tmp_path, against="model.onnx", max_seen_loss="0.02")
+    with pytest.raises(UsageError, match=r"^`max_changed_answers` is '5'"):
+        icis_deploy.ExportOptions(head="updatable", max_changed_answers="5")

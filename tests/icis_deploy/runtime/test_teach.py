@@ -248,7 +248,8 @@ def test_teaching_stops_at_the_last_slot(teachable: Path) -> None:
     ("descriptor", "error", "words"),
     [
         (np.ones(5), DescriptorError, r"has shape \(5,\); expected 8 finite numbers"),
-        (np.full(8, np.nan), DescriptorError, r"expected 8 finite numbers"),
+        (np.full(8, np.nan), DescriptorError, r"holds nan at 0; expected 8 finite numbers"),
+        (np.r_[np.ones(7), 1e300], DescriptorError, r"holds inf at 7; expected 8 finite numbers of float32"),
         (["a"] * 8, DescriptorError, r"is no vector of numbers"),
         (described("okapi") * 100, OutlierError, r"'new' was not taught: the length of its descriptor is .* lies in"),
         (unlike_all(), OutlierError, r"no seen class is like it. The most similar one is 'seen \d+'"),
