@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from icis_deploy.common.arrays import is_real
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
@@ -278,9 +279,9 @@ def check_max_seen_loss(max_seen_loss: float | None) -> None:
     Raises:
         UsageError: If it is not a fraction from 0 to 1.
     """
-    if max_seen_loss is not None and not 0.0 <= max_seen_loss <= 1.0:
+    if max_seen_loss is not None and not (is_real(max_seen_loss) and 0.0 <= max_seen_loss <= 1.0):
         raise UsageError(
-            f"The greatest loss of seen accuracy is {max_seen_loss}; expected a fraction from 0 to 1.",
+            f"The greatest loss of seen accuracy is {max_seen_loss!r}; expected a fraction from 0 to 1.",
             found=max_seen_loss,
             expected="0 to 1",
             hint="Give 2 points as 0.02 in `max_seen_loss`.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ Images = NDArray[np.generic]
 """A batch of a model's inputs, `(batch, ...)`, in whatever dtype the model takes."""
 
 _BLOCK = 1 << 22
+
+
+def is_real(value: object) -> bool:
+    """Say whether a value that a caller gave is a real number, of Python or of numpy; an array or a text is none."""
+    return isinstance(value, Real)
 
 
 def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> Float32:
