@@ -149,6 +149,7 @@ def test_an_interruption_while_the_commands_are_imported_ends_as_any_other(tmp_p
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
+        check=False,
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "Interrupted.\n")
