@@ -237,7 +237,7 @@ def sources_in(package: str) -> dict[str, str]:
 
 
 SOURCES = {name: source for package in PACKAGES for name, source in sources_in(package).items()}
-SOURCES.pop("icis_deploy.__main__")  # `python -m icis_deploy`: a script of the command line, which nothing imports
+SOURCES.pop("icis_deploy.__main__")  # the command's script, which nothing imports
 SCRIPTS = {
     str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
     for path in sorted((REPOSITORY / "scripts").rglob("*"))

@@ -102,7 +102,7 @@ def test_the_wheel_carries_the_files_that_modules_read(contents):
 def test_the_wheel_carries_license_and_entry_point_and_nothing_that_was_only_lying_around(contents, wheel):
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (name for name in contents if name.endswith(".dist-info/entry_points.txt"))
-        assert "icis-deploy = icis_deploy.cli.main:main" in archive.read(entry_points).decode()
+        assert "icis-deploy = icis_deploy.__main__:main" in archive.read(entry_points).decode()
     assert any(name.endswith("/LICENSE") for name in contents)
     assert "icis_deploy/_workbench/benchmarks/result.schema.json" in contents
     assert not [name for name in contents if "__pycache__" in name or name.endswith((".pyc", ".onnx", ".icis"))]

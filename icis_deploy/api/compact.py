@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike, inputs_from
 from icis_deploy.api.notices import tell
 from icis_deploy.bundle.manifest import Bundle, load_bundle
-from icis_deploy.common.files import check_free
+from icis_deploy.common.files import check_free, path_from
 from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store
@@ -53,9 +52,9 @@ def compact(
     enable_workbench()
     from exporters.bundles.compaction import FormerBundle, write_compacted
 
-    folder = Path(bundle)
+    folder = path_from(bundle, name="bundle")
     num_slots = None if capacity is None else whole_number(capacity, name="capacity")
-    check_free(Path(out), overwrite=overwrite, makes_folders=True)
+    check_free(path_from(out, name="out"), overwrite=overwrite, makes_folders=True)
     signer = None if key is None else open_signer(key)
     described, store = load_bundle(folder), Store(folder)
     journal = store.load_journal(described)
@@ -63,7 +62,7 @@ def compact(
     if key is None and os.path.lexists(folder / SIGNATURE_NAME):
         tell([f"{folder} is signed; {out}, made of it, is not: sign it with `sign_bundle()`, or give a `key`."])
     return write_compacted(
-        Path(out),
+        path_from(out, name="out"),
         FormerBundle(folder=folder, bundle=described, journal=journal, table=table),
         capacity=described.capacity if num_slots is None else num_slots,
         images=inputs_from(images, described.preprocessing),

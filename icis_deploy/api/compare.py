@@ -30,7 +30,7 @@ from icis_deploy.api.models import (
     open_with_preprocessing,
 )
 from icis_deploy.api.notices import tell
-from icis_deploy.api.seen_images import backbone_features_of, load_seen_images
+from icis_deploy.api.seen_images import backbone_features_of, labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
@@ -198,7 +198,9 @@ def compare_methods(
     head = head_of(opened)
     new = unseen_classes(head, described, names)
     [any_options, *_] = options.by_method().values()
-    seen_images = load_seen_images(opened, any_options, preprocessing, new_classes=new)
+    read = read_seen_images(opened, any_options, preprocessing)
+    problems = () if read is None else read.problems
+    seen_images = None if read is None else labelled_seen_images(read, head, new_classes=new)
     labeled = None if measured_on is None else LabeledImageFeatures.load(measured_on, opened, preprocessing)
     neutral = neutral_features_of(opened, preprocessing=preprocessing, seed=options.seed)
     compared = []
@@ -213,6 +215,7 @@ def compare_methods(
             if labeled is None
             else labeled.measure(head, injection.rows, injection.class_names, arbiter=injection.arbiter)
         )
+        injection = replace(injection, warnings=(*injection.warnings, *problems))
         compared.append(_compared(name, injection, measured, train_s))
     tell(message for one in compared for message in one.warnings)
     return tuple(compared)

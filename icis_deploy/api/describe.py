@@ -9,6 +9,7 @@ from typing import Any
 
 from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, options_from
 from icis_deploy.api.notices import tell
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts, texts_of
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -179,7 +180,7 @@ def _tags(
                 f"The tags give words to none of the {len(names)} classes, such as {quoted(names[:2])}.",
                 found=tuple(tags),
                 expected=tuple(names),
-                hint="Tags are matched to classes by name.",
+                hint=f"{did_you_mean([str(name) for name in tags], names)}Tags are matched to classes by name.",
             )
     made = describe_with_tags(words)
     notes.insert(
@@ -195,7 +196,10 @@ def _answer_notes(answers: TagAnswers) -> list[str]:
     if answers.doubled:
         notes.append(f"The tags name {quoted(answers.doubled)} more than once; all of its words count.")
     if answers.invented:
-        notes.append(f"The tags speak of {quoted(answers.invented)}, which no list of classes has; not used.")
+        meant = did_you_mean(answers.invented, answers.missing)
+        notes.append(
+            f"The tags speak of {quoted(answers.invented)}, which no list of classes has; not used. {meant}".rstrip()
+        )
     return notes
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from icis_deploy.api.bundle_slots import slots_of
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.files import path_from
 from icis_deploy.errors import WrongBaseError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.head.slots import SlotTable
@@ -122,7 +123,7 @@ def diff(old: PathLike, new: PathLike) -> UpdateDiff:
         WrongBaseError: If rows were made for different heads.
         IncompatibleError: If an update does not fit the bundle.
     """
-    old_path, new_path = Path(old), Path(new)
+    old_path, new_path = path_from(old, name="old"), path_from(new, name="new")
     if old_path.is_dir() and not new_path.is_dir():
         return _diff_of_applying(old_path, new_path)
     (old_base, old_rows), (new_base, new_rows) = _rows_of(old_path), _rows_of(new_path)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, class_names_from, options_from
-from icis_deploy.common.closest import did_you_mean
-from icis_deploy.common.files import write_file
-from icis_deploy.common.terminal_text import points_text
+from icis_deploy.api.notices import tell
+from icis_deploy.common.closest import closest, did_you_mean
+from icis_deploy.common.files import path_from, write_file
+from icis_deploy.common.terminal_text import points_text, shown
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.evaluation.checkpoint import ParquetCheckpoint
 from icis_deploy.evaluation.measuring import (
@@ -96,6 +97,13 @@ class EvaluateOptions:
             )
 
 
+_MISSPELT = 0.85
+"""Ratio of `difflib` from which a name is taken for another one: less is common between kinds, such as of birds."""
+
+_MAX_COMPARED = 50
+"""As many unknown names are compared with known ones, which takes 10 ms each at a thousand: more are no slips."""
+
+
 def evaluate(
     bundle: PathLike | Device,
     *,
@@ -126,6 +134,9 @@ def evaluate(
         progress: Called with the number of images that are done, and with how many there are; of an iterator, with the
             first twice.
 
+    Warns `ICISDeployWarning` of a name in `unseen` that nothing knows, where it is like that of a class that counts as
+    seen.
+
     Example:
         report = icis_deploy.evaluate("bundle", images="images.csv")
         print(report.U, report.S, report.H)
@@ -141,7 +152,7 @@ def evaluate(
     given, num_inputs = _labelled_inputs(images)  # before the model is loaded
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
     source = given.where
-    where = None if isinstance(bundle, Device) else Path(bundle)
+    where = None if isinstance(bundle, Device) else path_from(bundle, name="bundle")
     unseen_names = class_names_from(unseen)
     head = outcome_head(device, unseen_names)
     # One of them may have been left out of this head and of these inputs; all of them are another list.
@@ -181,6 +192,8 @@ def evaluate(
     )
     if isinstance(given, LabelledStream):
         check_labels(sorted(given.labels))
+    labels = given.labels if isinstance(given, LabelledStream) else labels_of(given)
+    tell(_misspelt(unseen_names or (), device, labels))
     report = replace(
         accuracy_of(outcomes, max_seen_loss=max_seen_loss), skipped=skipped, reduced_decode=options.reduced_decode
     )
@@ -272,6 +285,24 @@ def _check_labels(
             where=source,
             hint="Add images of these classes, or leave `max_seen_loss` out.",
         )
+
+
+def _misspelt(unseen: Sequence[str], device: Device, labels: Iterable[str]) -> list[str]:
+    """Return a sentence about each name of `unseen` that nothing knows, and that a name which counts as seen is like.
+
+    A list of all classes of a data set may name some that are left out here, so that an unknown name is no error.
+    """
+    known = set(device.classes()).union(device.disabled_classes(), labels)
+    counted_as_seen = sorted(known.difference(unseen))
+    said = []
+    for name in sorted(set(unseen) - known)[:_MAX_COMPARED]:
+        meant = closest(name, counted_as_seen, least_alike=_MISSPELT)
+        if meant is not None:
+            said.append(
+                f"{shown(name)} of the unseen classes is neither in the bundle's head nor in the inputs, and "
+                f"{shown(meant)} counts as seen. Correct the name in `unseen` if that one is meant."
+            )
+    return said
 
 
 def _check_prepared(device: Device, source: InputSource | LabelledStream) -> None:

@@ -284,7 +284,7 @@ def check_max_seen_loss(max_seen_loss: float | None) -> None:
     check_number(max_seen_loss, name="max_seen_loss")
     if not 0.0 <= max_seen_loss <= 1.0:
         raise UsageError(
-            f"The greatest loss of seen accuracy is {max_seen_loss}; expected a fraction from 0 to 1.",
+            f"The greatest loss of seen accuracy is {max_seen_loss!r}; expected a fraction from 0 to 1.",
             found=max_seen_loss,
             expected="0 to 1",
             hint="Give 2 points as 0.02 in `max_seen_loss`.",

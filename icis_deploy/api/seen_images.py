@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icis_deploy.api.models import OpenedModel, head_of
+from icis_deploy.api.models import OpenedModel
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.arrays import Float32, Int64, frozen_float32
 from icis_deploy.common.closest import did_you_mean
@@ -28,30 +28,6 @@ from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.workbench import enable_workbench
 
 BATCH_SIZE = 32
-
-
-def load_seen_images(
-    opened: OpenedModel,
-    options: InjectionOptions,
-    preprocessing: Preprocessing | None,
-    *,
-    new_classes: Sequence[str],
-) -> SeenImages | None:
-    """Return the images that the options name, as the model's head sees them; `None` if they name none.
-
-    Args:
-        opened: A model whose classes are known.
-        options: `seen_images` in any of its forms.
-        preprocessing: How images are prepared; features need none.
-        new_classes: Classes that the head lacks, to name an image of one as what it is.
-
-    Raises:
-        UsageError: If nothing says how images are prepared.
-        ImageError: If images cannot be read, or show classes that the head does not know.
-        IncompatibleError: If features do not fit the head, or it is right on none.
-    """
-    read = read_seen_images(opened, options, preprocessing)
-    return None if read is None else labelled_seen_images(read, head_of(opened), new_classes=new_classes)
 
 
 def read_seen_images(

@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import load_bundle
-from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.common.files import path_from, read_plain, write_file
 from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
@@ -35,7 +34,7 @@ def keygen(out: PathLike, *, passphrase: str | None = None) -> KeyPair:
         UsageError: If one of the two files is there already, or the passphrase is empty or too long.
         StorageError: If they cannot be written; neither is left then.
     """
-    return signing.keygen(Path(out), passphrase=passphrase)
+    return signing.keygen(path_from(out, name="out"), passphrase=passphrase)
 
 
 def sign(
@@ -81,14 +80,14 @@ def sign(
         UsageError: If `out` is another file that exists, or no device would take the file under these terms.
         StorageError: If the result cannot be written; what was there before is still there.
     """
-    target = None if out is None else Path(out)
+    target = None if out is None else path_from(out, name="out")
     binding = None
     if bundle is not None:
-        binding = binding_to(Path(bundle), complete=complete)
+        binding = binding_to(path_from(bundle, name="bundle"), complete=complete)
     elif complete:
         binding = Binding(complete=True)
     return signing.sign(
-        Path(update),
+        path_from(update, name="update"),
         partial(open_signer, key),
         out=target,
         version=version,
@@ -120,7 +119,7 @@ def sign_bundle(bundle: PathLike, *, key: SigningKey) -> str:
         SignatureError: If a key cannot be read, or the signer fails; nothing is written then.
         StorageError: If the signature cannot be written.
     """
-    folder = Path(bundle)
+    folder = path_from(bundle, name="bundle")
     load_bundle(folder)
     path = folder / SIGNATURE_NAME
     former = None
@@ -143,7 +142,7 @@ def signers_of(bundle: PathLike) -> tuple[str, ...]:
         SignatureError: If the signature or a trusted key cannot be read.
         CorruptFileError: If it is no signature of a bundle, or of other files than are there.
     """
-    folder = Path(bundle)
+    folder = path_from(bundle, name="bundle")
     path = folder / SIGNATURE_NAME
     if not os.path.lexists(path):
         return ()
@@ -172,7 +171,7 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
         BundleError: If it is incomplete.
         CorruptFileError: If a file in it was changed.
     """
-    folder = Path(bundle)
+    folder = path_from(bundle, name="bundle")
     signed_by = verify_bundle_signature(folder, key_paths(trust, name="trust"))
     load_bundle(folder)
     return signed_by
@@ -218,7 +217,7 @@ def rotate_keys(
     return signing.rotate_keys(
         key_paths(trust, name="trust"),
         partial(open_signer, key),
-        out=Path(out),
+        out=path_from(out, name="out"),
         version=version,
         expires=expires,
         root_key_paths=key_paths(root, name="root"),
@@ -245,4 +244,4 @@ def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
         SignatureError: If none of the keys signed the file, or a key cannot be read.
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
     """
-    return signing.verify_update(Path(update), key_paths(trust, name="trust"))
+    return signing.verify_update(path_from(update, name="update"), key_paths(trust, name="trust"))

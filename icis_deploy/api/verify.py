@@ -18,6 +18,7 @@ from icis_deploy.api.models import (
 )
 from icis_deploy.bundle.manifest import Bundle, known_names, load_bundle
 from icis_deploy.bundle.slot_files import load_injected
+from icis_deploy.common.files import path_from
 from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.metrics.parity import ParityReport
@@ -68,7 +69,7 @@ def verify(
     from exporters.head.expanded_head import expanded_head
 
     check_max_seen_loss(max_seen_loss)
-    folder, chosen = Path(bundle), runtime_from(runtime)
+    folder, chosen = path_from(bundle, name="bundle"), runtime_from(runtime)
     described = load_bundle(folder)
     store = Store(folder)
     journal = store.load_journal(described)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icis_deploy.common.files import read_plain, sha256_of_file
+from icis_deploy.common.files import path_from, read_plain, sha256_of_file
 from icis_deploy.common.json_fields import (
     Reader,
     boolean_from_json,
@@ -524,7 +524,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         BundleError: If there is no valid manifest, or a file is missing.
         CorruptFileError: If a file has another size or hash than the manifest states.
     """
-    folder = Path(folder)
+    folder = path_from(folder, name="folder")
     bundle = load_manifest(folder)
     check_files(folder, bundle)
     return bundle

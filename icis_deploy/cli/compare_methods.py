@@ -15,6 +15,7 @@ from icis_deploy.cli.options import (
     NEW_PATH,
     calibration_options,
     check_output,
+    check_png,
     classes_option,
     described_classes_options,
     model_options,
@@ -74,6 +75,7 @@ def compare_methods(
     if plot is None:
         refuse_given("overwrite", reason="no plot is drawn. Give --plot, or leave it out.")
     else:
+        check_png(plot)
         check_output(plot, overwrite=overwrite)
     options = ComparisonOptions(
         methods=methods or METHOD_NAMES,

@@ -15,10 +15,11 @@ from icis_deploy.cli.options import (
     INPUTS,
     NEW_PATH,
     check_output,
+    check_png,
     max_seen_loss_option,
     runtime_option,
 )
-from icis_deploy.cli.output import counting_progress, format_option, note, print_result
+from icis_deploy.cli.output import counting_progress, format_option, note, noted_warnings, print_result
 from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 from icis_deploy.errors import SeenLossError
@@ -104,9 +105,11 @@ def evaluate(
         if path is not None:
             # What an earlier run wrote is replaced, as a pipeline runs again and again; what this one reads is not.
             check_output(path, overwrite=True)
+    if curve is not None:
+        check_png(curve)
     failure = None
     try:
-        with counting_progress("Evaluating") as progress:
+        with noted_warnings(), counting_progress("Evaluating") as progress:
             report = evaluate_bundle(
                 bundle,
                 images=images,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import EXISTING_PATH, NEW_PATH
-from icis_deploy.cli.output import format_option, print_result
+from icis_deploy.cli.output import format_option, note, print_result
 from icis_deploy.cli.parameter_types import Number
 from icis_deploy.common.terminal_text import columns, percent
+from icis_deploy.errors import LoadError
 
 if TYPE_CHECKING:
     from icis_deploy.fleet.reporting import FleetReport
@@ -35,7 +36,8 @@ MAX_ROWS = 50
 def fleet_report(statuses: tuple[Path, ...], out: Path | None, silent_hours: float, overwrite: bool) -> None:
     """Merge what `icis-deploy status --format json` printed on any number of devices, those that need attention first.
 
-    A STATUS is a file, or a folder of .json files. One that cannot be read is a line of the report.
+    A STATUS is a file, or a folder of .json files. One that cannot be read is a line of the report; where none can, the
+    exit code is 3.
     """
     from icis_deploy.common.files import check_free, write_file
     from icis_deploy.fleet.page import html_page
@@ -68,7 +70,12 @@ def fleet_report(statuses: tuple[Path, ...], out: Path | None, silent_hours: flo
         write_file(out, page)
         result["page"] = str(out)
         text += f"\n\n{out}: {len(page) / 1e3:,.0f} kB"
-    print_result(result, text=text, after_change=out is not None)
+    num_read = result["num_devices"] + report.num_superseded
+    print_result(result, text=text, status="ok" if num_read else "error", after_change=out is not None)
+    if not num_read:
+        # Nobody reported: a wrong folder, most often, which a timer would otherwise take for a fleet without faults.
+        note(f"Error: No status could be read of {len(report.rows):,} files. Give what `status --format json` prints.")
+        raise click.exceptions.Exit(LoadError.exit_code)
 
 
 def _text(report: FleetReport) -> str:

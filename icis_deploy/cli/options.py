@@ -228,6 +228,24 @@ def refuse_given(*names: str, reason: str) -> None:
         raise UsageError(f"{' and '.join(options)} would do nothing: {reason}")
 
 
+def check_png(path: Path) -> None:
+    """Check that the name of a plot says what is written under it.
+
+    Raises:
+        UsageError: If it does not end in `.png`.
+    """
+    from icis_deploy.errors import UsageError
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(
+            f"The plot is a PNG; {path} ends in {path.suffix or 'nothing'!r}.",
+            found=path.suffix,
+            expected=".png",
+            where=path,
+            hint="Give it a name that ends in .png.",
+        )
+
+
 def check_output(out: Path, *, overwrite: bool, added_to: str | None = None) -> None:
     """Check that a file can be written, and is none that the running command was given besides.
 

@@ -12,18 +12,19 @@ _LEAST_ALIKE = 0.6
 """Ratio of `difflib`, 0..1, below which a name is not suggested; its own default."""
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
+def closest(name: str, known: Iterable[str], *, least_alike: float = _LEAST_ALIKE) -> str | None:
     """Return the known name that is most like another one, whatever the case; `None` where none is like it.
 
     Args:
         name: What was given.
         known: What there is.
+        least_alike: Ratio of `difflib`, 0..1, below which a name is not returned.
     """
     # On the path of an error alone, and a device should not import it to answer.
     from difflib import get_close_matches
 
     by_folded = {each.casefold(): each for each in known}
-    found = get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=_LEAST_ALIKE)
+    found = get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=least_alike)
     return by_folded[found[0]] if found else None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from icis_deploy.common.syncing import BINARY, sync_descriptor, sync_folder
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
 
 _CHUNK_BYTES = 1 << 20
@@ -29,6 +30,29 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+
+def path_from(given: object, *, name: str) -> Path:
+    """Return a path that a caller gave.
+
+    Args:
+        given: A text or a path of any kind.
+        name: What the caller gave it as, for the message.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    if isinstance(given, Path):
+        return given
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if isinstance(path, str):
+        return Path(path)
+    raise UsageError(
+        f"`{name}` is {shown(given)}, of type {shown(type(given).__name__)}; expected a path.",
+        found=type(given).__name__,
+        expected="a path, as a text or a pathlib.Path",
+        hint=f"Give `{name}` as the path of a file or folder.",
+    )
 
 
 # Why: docs/decisions/0050.

@@ -23,9 +23,14 @@ def whole_number(value: object, *, name: str) -> int:
     return int(value)
 
 
+def is_real(value: object) -> bool:
+    """Say whether a value is a real number of Python's or NumPy's types; an array, a text or `True` is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_number(value: object, *, name: str) -> None:
-    """Raise `UsageError` if a parameter is no number, whole or not; `True` is none."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    """Raise `UsageError` if a parameter is no number, whole or not."""
+    if not is_real(value):
         raise _refused(value, "a number", name)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.archives import read_npz
 from icis_deploy.common.csv_rows import csv_rows
-from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.common.files import path_from, read_capped, write_file
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import UNNAMED_BLOCK, DescriptorBlock, Descriptors
 from icis_deploy.descriptors.mat_limits import check_mat
@@ -47,7 +47,7 @@ def load_descriptors(path: str | Path) -> Descriptors:
         MissingDependencyError: If a `.mat` file is given and scipy is not installed.
     """
     readers: dict[str, Callable[[bytes], Descriptors]] = {".npz": _read_npz, ".csv": _read_csv, ".mat": _read_mat}
-    path = Path(path)
+    path = path_from(path, name="path")
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DescriptorError(
@@ -90,7 +90,14 @@ def save_descriptors(descriptors: Descriptors, path: str | Path) -> None:
         UsageError: If the file name does not end in `.npz`.
         StorageError: If it cannot be written; what was there before still is.
     """
-    path = Path(path)
+    path = path_from(path, name="path")
+    if not isinstance(descriptors, Descriptors):
+        raise UsageError(
+            f"The descriptors are of type {shown(type(descriptors).__name__)}; expected Descriptors.",
+            found=type(descriptors).__name__,
+            expected="Descriptors",
+            hint="Give what `describe()` returns, or Descriptors of your own values and class names.",
+        )
     check_descriptor_name(path)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"names": np.array(descriptors.class_names), "values": descriptors.values}
@@ -160,6 +167,15 @@ def _read_csv(data: bytes) -> Descriptors:
                 expected="two cells or more",
                 hint="Put commas between the cells, not semicolons or tabs.",
             )
+        if _is_of_class(header):
+            raise DescriptorError(
+                f"the first line, {shown(header[0])} and {len(header) - 1} numbers, is of a class; expected a header, "
+                f"as the first line is left out.",
+                found=shown(header[0]),
+                expected="a header and a line per class",
+                where="line 1",
+                hint="Put a header before it, such as name,x1,x2.",
+            )
         names, values = _table_of(rows, header)
     except (ValueError, csv.Error) as error:
         raise DescriptorError(
@@ -176,6 +192,19 @@ def _read_csv(data: bytes) -> Descriptors:
             hint="Write a header, such as name,x1,x2, and a line for each class.",
         )
     return _described(np.array(names), np.array(values))
+
+
+def _is_of_class(line: Sequence[str]) -> bool:
+    """Return whether a first line is of a class, and no header: numbers that cannot be names of columns."""
+    first, *cells = [cell.strip() for cell in line] or [""]
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return False
+    # pandas numbers the columns, 0, 1 and so on, and leaves the index without a name.
+    if first.casefold() in {"", "name", "class", "class_name", "label"}:
+        return False
+    return len(set(numbers)) < len(numbers) or not all(number.is_integer() for number in numbers)
 
 
 def _table_of(rows: Iterator[tuple[int, list[str]]], header: Sequence[str]) -> tuple[list[str], list[NDArray[Any]]]:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32, UInt8
-from icis_deploy.common.files import read_capped
+from icis_deploy.common.files import path_from, read_capped
 from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import printable, reason_of, shown
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
@@ -519,7 +519,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         LoadError: If it cannot be read or is not a JSON object.
     """
-    data = read_capped(Path(path), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError)
+    data = read_capped(
+        path_from(path, name="path"), max_bytes=MAX_JSON_BYTES, what="preprocessing file", error_type=LoadError
+    )
     try:
         values = load_strict(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from icis_deploy.common.numbers_given import is_real
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import method_named
 from icis_deploy.injection.validation.operating_point import Aim
@@ -95,11 +96,11 @@ class InjectionOptions:
         if self.max_seen_loss is None and self.balance is None:
             object.__setattr__(self, "max_seen_loss", DEFAULT_MAX_SEEN_LOSS)
         aim_of(self)  # checks both numbers
-        if self.seen_accuracy is not None and not 0.0 < self.seen_accuracy < 1.0:
+        given = self.seen_accuracy
+        if given is not None and not (is_real(given) and 0.0 < given < 1.0):
             raise UsageError(
-                f"The seen accuracy is {self.seen_accuracy}; expected a fraction between 0 and 1, such as 0.76 for 76 "
-                f"%.",
-                found=self.seen_accuracy,
+                f"The seen accuracy is {given!r}; expected a fraction between 0 and 1, such as 0.76 for 76 %.",
+                found=given,
                 expected="a fraction between 0 and 1",
                 hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )

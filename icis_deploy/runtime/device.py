@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 from numpy import ndarray
@@ -31,6 +31,8 @@ from icis_deploy.bundle.manifest import Bundle, check_files, load_manifest
 from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
+from icis_deploy.common.files import path_from
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     IncompatibleError,
     RuntimeFailureError,
@@ -170,7 +172,7 @@ class Device:
             SelfTestError: If the runtime does not compute with the slots that it is given.
             UsageError: If there is no such runtime, or `trust` is one path.
         """
-        named = Path(folder)
+        named = path_from(folder, name="folder")
         # What a link leads to now: files of one bundle are read and written, wherever the link leads meanwhile.
         folder = Path(os.path.realpath(named)) if os.path.isdir(named) else named  # noqa: PTH112 - see `replace`
         chosen, stamp = runtime_from(runtime, num_threads=num_threads), manifest_stamp(named)
@@ -342,13 +344,8 @@ class Device:
             UsageError: If something is no image.
             RuntimeFailureError: If the runtime fails.
         """
-        if top < 1:
-            raise UsageError(
-                f"top is {top}; at least one class must be asked for.",
-                found=top,
-                expected="at least 1",
-                hint="Give `top` as 1 or more.",
-            )
+        if type(top) is not int or top < 1:
+            top = _checked_top(top)
         opened = self._opened
         taken = opened.bundle.model_input
         # A look at the type is enough for most, and takes 4 us less than `isinstance` while caches are cold.
@@ -645,6 +642,7 @@ class Device:
             ICISDeployError: As `open` and `apply`; the device keeps the bundle it had.
         """
         # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
+        folder = path_from(folder, name="folder")
         if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
             raise UsageError(
                 f"{folder} is open already.",
@@ -657,6 +655,19 @@ class Device:
             entry = new.updater.inherit(journal)
             self._opened = new
         return entry
+
+
+def _checked_top(top: object) -> int:
+    """Return how many classes are asked for, which may be a whole number of any library."""
+    number = top.__index__() if isinstance(top, SupportsIndex) else None
+    if number is None or number < 1:
+        raise UsageError(
+            f"top is {shown(top)}; at least one class must be asked for, by a whole number.",
+            found=shown(top) if number is None else number,
+            expected="a whole number, at least 1",
+            hint="Give `top` as 1 or more.",
+        )
+    return number
 
 
 def _parts(images: Iterator[object]) -> Iterator[list[object]]:

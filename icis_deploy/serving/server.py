@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.errors import MissingDependencyError, RuntimeFailureError
+from icis_deploy.errors import MissingDependencyError, RuntimeFailureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime
 from icis_deploy.serving.logs import log, set_up_logs
@@ -46,6 +46,7 @@ def serve(settings: ServeSettings, *, host: str, port: int, workers: int) -> Non
 
     Raises:
         MissingDependencyError: If the extra `serve` is not installed.
+        UsageError: If the host is empty.
         RuntimeFailureError: If the port is taken, or a worker does not start.
         ICISDeployError: As `Device.open`.
     """
@@ -84,6 +85,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         RuntimeFailureError: If the port is taken, or the address is not this machine's.
     """
+    if not host.strip():
+        raise UsageError(
+            "The host to listen on is empty.",
+            found=host,
+            expected="an address or a name of this machine",
+            hint="Give `host` as '127.0.0.1' for this machine alone, or '0.0.0.0' for all of its addresses.",
+        )
     try:
         # With its protocol: asyncio sends small answers at once (TCP_NODELAY) where a socket says that it is TCP.
         family, kind, protocol, _, address = socket.getaddrinfo(

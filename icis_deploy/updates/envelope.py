@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.files import read_plain, write_file
+from icis_deploy.common.files import path_from, read_plain, write_file
 from icis_deploy.common.json_fields import has_more_values, list_from_json, load_strict
-from icis_deploy.common.terminal_text import printable
-from icis_deploy.errors import CorruptFileError, LoadError, SignatureError
+from icis_deploy.common.terminal_text import printable, shown
+from icis_deploy.errors import CorruptFileError, LoadError, SignatureError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.updates.payload import MAX_PAYLOAD_BYTES, PAYLOAD_TYPE, parse_payload, serialize_payload
 from icis_deploy.updates.trusted_keys import TRUSTED_KEYS_TYPE, TrustedKeys, parse_trusted_keys, serialize_trusted_keys
@@ -223,7 +223,14 @@ def save_update(update: ClassUpdate | TrustedKeys, path: str | Path) -> None:
     Raises:
         StorageError: If it cannot be written; what was at `path` before is still there.
     """
-    write_file(Path(path), serialize_envelope(envelope_of(update)))
+    if not isinstance(update, ClassUpdate | TrustedKeys):
+        raise UsageError(
+            f"The update is of type {shown(type(update).__name__)}; expected a ClassUpdate.",
+            found=type(update).__name__,
+            expected="a ClassUpdate",
+            hint="Give what `inject()` returns.",
+        )
+    write_file(path_from(path, name="path"), serialize_envelope(envelope_of(update)))
 
 
 def load_envelope(path: Path) -> Envelope:
@@ -251,7 +258,7 @@ def load_update(path: str | Path) -> ClassUpdate:
         LoadError: If the file cannot be read.
         CorruptFileError: If it is not a class update.
     """
-    envelope = load_envelope(Path(path))
+    envelope = load_envelope(path_from(path, name="path"))
     try:
         content = parse_content(envelope)
     except CorruptFileError as error:

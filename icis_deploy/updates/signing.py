@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.files import read_plain, write_failure, write_file
+from icis_deploy.common.files import path_from, read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     CorruptFileError,
     ICISDeployWarning,
@@ -185,7 +186,7 @@ def _write_private(path: Path, data: bytes) -> None:
         raise write_failure(path, error, what=f"the private key {path}") from error
 
 
-def key_paths(given: Sequence[str | os.PathLike[str]], *, name: str) -> list[Path]:
+def key_paths(given: object, *, name: str) -> list[Path]:
     """Return files of public keys as paths.
 
     Args:
@@ -202,7 +203,9 @@ def key_paths(given: Sequence[str | os.PathLike[str]], *, name: str) -> list[Pat
             expected="a list of paths",
             hint="Put it into a list.",
         )
-    return [Path(each) for each in given]
+    if not isinstance(given, Iterable):
+        return [path_from(given, name=name)]  # which refuses it
+    return [path_from(each, name=name) for each in given]
 
 
 def load_public_key(path: Path) -> SSlibKey:
@@ -216,7 +219,8 @@ def load_public_key(path: Path) -> SSlibKey:
         return public_key_from_pem(data.decode("ascii"))
     except UnicodeDecodeError as error:
         raise SignatureError(
-            f"{path}: {error}.",
+            f"{path} is no public key: {shown(data[error.start : error.start + 1])} is no character of PEM, which is "
+            f"text.",
             found=str(error),
             expected="a public key in PEM form",
             where=path,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64
+from icis_deploy.common.numbers_given import is_real
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
 
@@ -131,10 +132,10 @@ def check_budget(budget: float) -> None:
     Raises:
         UsageError: If it is not between 0 and 1, both excluded.
     """
-    if not 0.0 < budget < 1.0:
+    if not is_real(budget) or not 0.0 < budget < 1.0:
         raise UsageError(
-            f"The greatest loss of seen accuracy is {budget}; expected a fraction between 0 and 1, such as 0.02 for 2 "
-            f"points.",
+            f"The greatest loss of seen accuracy is {budget!r}; expected a fraction between 0 and 1, such as 0.02 for "
+            f"2 points.",
             found=budget,
             expected="a fraction between 0 and 1",
             hint="Give another `max_seen_loss`.",
@@ -147,9 +148,9 @@ def check_balance(balance: float) -> None:
     Raises:
         UsageError: If it is not between 0 and 1, both excluded.
     """
-    if not 0.0 < balance < 1.0:
+    if not is_real(balance) or not 0.0 < balance < 1.0:
         raise UsageError(
-            f"The balance is {balance}; expected a number between 0 (seen classes) and 1 (unseen ones).",
+            f"The balance is {balance!r}; expected a number between 0 (seen classes) and 1 (unseen ones).",
             found=balance,
             expected="0 to 1",
             hint="Give another `balance`; 0.5 is that of papers.",

@@ -31,6 +31,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,6 +120,13 @@ def runtime_from(runtime: Runtime | str, *, num_threads: int | None = None) -> R
         UsageError: If there is no such runtime.
     """
     found = Runtime(name=runtime) if isinstance(runtime, str) else runtime
+    if not isinstance(found, Runtime):
+        raise UsageError(
+            f"The runtime is of type {shown(type(found).__name__)}; expected a name, or a Runtime.",
+            found=type(found).__name__,
+            expected=RUNTIME_NAMES,
+            hint="Give `runtime` as a name, such as 'onnxruntime'.",
+        )
     return found if num_threads is None else replace(found, num_threads=num_threads)
 
 

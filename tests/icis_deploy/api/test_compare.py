@@ -12,6 +12,7 @@ import icis_deploy
 from icis_deploy.api.compare import ComparedMethod, ComparisonOptions, compare_methods
 from icis_deploy.api.compare_plot import save_comparison_plot
 from icis_deploy.errors import ImageError, UsageError
+from icis_deploy.images.loading import load_image_list
 from testing.tiny_project import TinyProject
 
 
@@ -92,3 +93,26 @@ def test_the_plot_is_a_picture_with_room_for_every_method(compared, with_images:
     assert few.shape[1] == many.shape[1]
     green = (few[..., 1] > few[..., 0].astype(int) + 60) & (few[..., 1] > few[..., 2])
     assert green.any() == with_images
+
+
+def test_images_that_a_list_names_twice_are_told_as_inject_does(tiny_project: TinyProject, tmp_path: Path):
+    listed = load_image_list(tiny_project.images)
+    seen = [
+        f"{path},{label}"
+        for path, label in zip(listed.paths, listed.labels, strict=True)
+        if label in tiny_project.seen_names
+    ]
+    repeated = tmp_path / "known.csv"
+    repeated.write_text("\n".join(["file,class", *seen, *seen]))
+    options = ComparisonOptions(methods=("mean",), max_seen_loss=0.1, seen_images=repeated)
+
+    with pytest.warns(icis_deploy.ICISDeployWarning, match=f"^{len(seen)} of {2 * len(seen)} images of .*count once"):
+        (mean,) = compare_methods(
+            tiny_project.model,
+            classes=tiny_project.classes,
+            descriptors=tiny_project.descriptors,
+            preprocess=tiny_project.preprocess,
+            options=options,
+        )
+
+    assert "count once" in mean.warnings[-1]

@@ -286,3 +286,13 @@ def test_attributes_that_unpack_to_more_than_a_file_may_are_refused(tmp_path, ca
 
     assert "its arrays unpack to more than 65536 bytes" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_class_that_tags_name_in_the_plural_is_told_with_the_one_that_has_none(tmp_path):
+    answers = tmp_path / "answers.txt"
+    answers.write_text("Zebras: striped, hoofed\nokapi: striped, hoofed\nhorse: hoofed, brown\n")
+
+    with pytest.warns(icis_deploy.ICISDeployWarning, match=r"not used\. Did you mean 'zebra'\?$"):
+        describe(["zebra", "okapi", "horse"], tags=answers, attributes={"zebra": [1], "okapi": [2], "horse": [3]})
+    with pytest.raises(DescriptorError, match=r"words to none .* Did you mean 'zebra'\?"):
+        describe(["zebra"], tags={"Zebras": ["striped"]})

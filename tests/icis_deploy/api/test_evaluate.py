@@ -228,3 +228,26 @@ def test_a_curve_is_drawn_of_images_of_both_sides(report, bundle, crowded, tmp_p
     with pytest.raises(ImageError, match=r"There is no curve: 600 images are of seen and 0 of unseen classes\."):
         save_curve_plot(tmp_path / "none.png", icis_deploy.evaluate(bundle, images=crowded))
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_misspelt_name_among_many_that_count_as_unseen_is_told_with_what_it_is_like(bundle, tiny_project, capsys):
+    first, *others = tiny_project.unseen_names
+    misspelt = (f"{first}s", *others, "of no class here")
+
+    with pytest.warns(icis_deploy.ICISDeployWarning) as told:
+        icis_deploy.evaluate(bundle, images=tiny_project.images, unseen=misspelt)
+
+    assert [str(one.message) for one in told] == [
+        f"{misspelt[0]!r} of the unseen classes is neither in the bundle's head nor in the inputs, and {first!r} "
+        f"counts as seen. Correct the name in `unseen` if that one is meant."
+    ]
+
+
+def test_a_plot_under_the_name_of_another_format_is_refused_at_once(bundle, tiny_project, tmp_path, capsys):
+    for command in (
+        ["evaluate", str(bundle), "--images", str(tiny_project.images), "--curve"],
+        ["compare-methods", "none.onnx", "--descriptors", str(tiny_project.descriptors), "--plot"],
+    ):
+        assert run([*command, str(tmp_path / "plot.txt")]) == 2
+        assert "The plot is a PNG" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 
 import numpy as np
@@ -21,6 +22,7 @@ from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS
+from testing.bundles import make_update, write_bundle
 
 
 @pytest.mark.parametrize(
@@ -169,3 +171,55 @@ def test_a_share_as_text_is_refused_by_the_name_of_its_parameter(tmp_path):
         icis_deploy.verify(tmp_path, against="model.onnx", max_seen_loss="0.02")
     with pytest.raises(UsageError, match=r"^`max_changed_answers` is '5'"):
         icis_deploy.ExportOptions(head="updatable", max_changed_answers="5")
+
+
+@pytest.mark.parametrize("value", ["2", [0.5], None])
+@pytest.mark.parametrize("name", ["max_seen_loss", "balance", "seen_accuracy"])
+def test_a_fraction_that_is_no_number_is_refused_by_what_was_given(name, value):
+    if value is None:
+        assert getattr(InjectionOptions(**{name: None}), name) in {None, 0.02}
+        return
+    with pytest.raises(UsageError, match=rf" is {re.escape(repr(value))}; expected a .* Give .*`{name}`"):
+        InjectionOptions(**{name: value})
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", ["x"]], ids=["none", "number", "bytes", "list"])
+def test_what_is_no_path_is_named_with_its_parameter(value, tmp_path):
+    update = make_update("ibis")
+    descriptors = icis_deploy.Descriptors(values=[[1, 0], [0, 1]], class_names=("cat", "dog"))
+    for name, call in {
+        "folder": icis_deploy.Device.open,
+        "path": icis_deploy.load_update,
+        "update": lambda given: icis_deploy.verify_update(given, trust=[]),
+        "bundle": lambda given: icis_deploy.verify_bundle(given, trust=[]),
+        "out": icis_deploy.keygen,
+    }.items():
+        with pytest.raises(
+            UsageError, match=rf"^`{name}` is .*, of type '{type(value).__name__}'; expected a path\. Give"
+        ):
+            call(value)
+    for call in (
+        icis_deploy.load_bundle,
+        icis_deploy.load_descriptors,
+        icis_deploy.load_preprocessing,
+        lambda given: icis_deploy.save_update(update, given),
+        lambda given: icis_deploy.save_descriptors(descriptors, given),
+    ):
+        with pytest.raises(UsageError, match="expected a path"):
+            call(value)
+    with pytest.raises(UsageError, match="expected a ClassUpdate"):
+        icis_deploy.save_update(value, tmp_path / "new.icis")
+    with pytest.raises(UsageError, match="expected Descriptors"):
+        icis_deploy.save_descriptors(value, tmp_path / "new.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_and_a_number_of_classes_of_another_type_are_refused(tmp_path):
+    device = icis_deploy.Device.open(write_bundle(tmp_path / "bundle"))
+    batch = np.zeros((1, *device.bundle.model_input.shape), dtype=device.bundle.model_input.dtype)
+    for top in ("3", 1.5, None, 0, [1]):
+        with pytest.raises(UsageError, match=r"^top is .*; at least one class must be asked for, by a whole number"):
+            device.predict(batch, top=top)
+    assert device.predict(batch, top=np.int64(2)) == device.predict(batch, top=2)
+    with pytest.raises(UsageError, match="The runtime is of type 'int'"):
+        icis_deploy.Device.open(tmp_path / "bundle", runtime=3)

@@ -12,8 +12,8 @@ import pytest
 
 import icis_deploy
 from icis_deploy.api.inject import inject, train_injector
-from icis_deploy.api.models import OpenedModel, inspect
-from icis_deploy.api.seen_images import load_seen_images, read_seen_images
+from icis_deploy.api.models import OpenedModel, head_of, inspect
+from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.errors import ICISDeployWarning, ImageError, IncompatibleError, UsageError
 from icis_deploy.images.preprocessing import load_preprocessing
 from icis_deploy.injection.arbiter.seen_images import SeenImages
@@ -49,14 +49,9 @@ def write_list(project: TinyProject, folder: Path, labels: dict[str, str | None]
 
 
 def load(project: TinyProject, opened: OpenedModel, given) -> SeenImages:
-    found = load_seen_images(
-        opened,
-        InjectionOptions(seen_images=given),
-        load_preprocessing(project.preprocess),
-        new_classes=project.unseen_names,
-    )
-    assert found is not None
-    return found
+    read = read_seen_images(opened, InjectionOptions(seen_images=given), load_preprocessing(project.preprocess))
+    assert read is not None
+    return labelled_seen_images(read, head_of(opened), new_classes=project.unseen_names)
 
 
 def test_lists_folders_and_features_give_the_same_images(tiny_project, opened, right_answers: Path, tmp_path: Path):
@@ -149,7 +144,7 @@ def test_features_of_another_width_are_refused(tiny_project, opened):
 
 def test_images_need_to_be_prepared(tiny_project, opened, right_answers: Path):
     with pytest.raises(UsageError, match="known how they are prepared"):
-        load_seen_images(opened, InjectionOptions(seen_images=right_answers), None, new_classes=())
+        read_seen_images(opened, InjectionOptions(seen_images=right_answers), None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from icis_deploy.cli.main import SECTIONS, cli, run
+from icis_deploy.cli.main import INTERRUPTED, SECTIONS, cli, run
 from icis_deploy.common.closest import closest, did_you_mean
 from testing.bundles import seen_head, write_bundle
 
@@ -139,3 +139,17 @@ def test_python_runs_the_command_line_where_its_script_is_not_on_the_path() -> N
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "No such command 'no-such-command'" in done.stderr
+
+
+def test_an_interruption_while_the_commands_are_imported_ends_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")  # in the place of the first library they import
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from icis_deploy.__main__ import main; main()", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "Interrupted.\n")

@@ -349,3 +349,27 @@ def test_a_packed_array_with_another_checksum_is_refused_though_nobody_asked_for
 def test_a_packed_array_that_ends_too_early_is_refused():
     with pytest.raises(LoadError, match=r"^it ends too early$"):
         read_mat(io.BytesIO(mat_bytes(is_packed=True)[:-CHUNK_BYTES]), ["values"])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_headed"),
+    [
+        ("cat,0.5,1\ndog,1,0\n", False),
+        ("cat,0,1,0\ndog,1,0,0\n", False),  # columns that have one name
+        (",0,1\ncat,0.5,1\n", True),  # as pandas writes it
+        ("species,0,1\ncat,0.5,1\n", True),
+        ("name,0.1,0.5\ncat,0.5,1\n", True),
+        ("cat,x1,x2\ndog,0.5,1\n", True),
+    ],
+    ids=["fractions", "zeros and ones", "pandas", "numbered", "thresholds", "named"],
+)
+def test_a_table_without_a_header_does_not_lose_its_first_class(text, is_headed, tmp_path):
+    path = tmp_path / "attributes.csv"
+    path.write_text(text)
+    if is_headed:
+        assert load_descriptors(path).num_classes == 1
+        return
+    with pytest.raises(
+        DescriptorError, match=r"the first line, 'cat' and \d numbers, is of a class; expected a header"
+    ):
+        load_descriptors(path)

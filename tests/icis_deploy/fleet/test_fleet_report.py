@@ -220,3 +220,16 @@ def test_a_page_that_is_there_is_kept(write, tmp_path, capsys):
 
 def test_every_kind_of_attention_has_words():
     assert all(words and words == words.strip() for words in ATTENTION.values())
+
+
+def test_a_report_of_files_of_which_none_is_a_status_is_written_and_fails(tmp_path, capsys):
+    folder, page = tmp_path / "statuses", tmp_path / "fleet.html"
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+
+    code = run(["fleet-report", str(folder), "--out", str(page), "--format", "json"])
+
+    printed, said = capsys.readouterr()
+    result = json.loads(printed)
+    assert (code, result["status"], result["attention"], page.is_file()) == (3, "error", {"unreadable": 1}, True)
+    assert said.startswith("Error: No status could be read of 1 files.")

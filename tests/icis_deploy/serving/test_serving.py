@@ -29,6 +29,7 @@ from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.operations import apply
 from icis_deploy.serving import bodies
 from icis_deploy.serving.protocol import parse_request
+from icis_deploy.serving.server import listen
 from icis_deploy.updates.signing import keygen
 from testing.bundles import images, make_update, signed_bytes, trust, write_bundle, write_signed
 from testing.serving import infer_body, served, wait_for
@@ -639,3 +640,8 @@ def test_every_line_of_the_log_is_json_whatever_clients_send(bundle):
     assert not server.logged("no JSON")
     assert [line["status"] for line in server.logged("request")] == [404, 400, 200]
     assert all(text.isprintable() for line in server.logs for text in line.values() if isinstance(text, str))
+
+
+def test_a_host_without_a_name_is_refused_as_such():
+    with pytest.raises(UsageError, match="The host to listen on is empty"):
+        listen("", 0)
