@@ -192,8 +192,9 @@ def evaluate(
     )
     if isinstance(given, LabelledStream):
         check_labels(sorted(given.labels))
-    labels = given.labels if isinstance(given, LabelledStream) else labels_of(given)
-    tell(_misspelt(unseen_names or (), device, labels))
+    if unseen_names:
+        labels = given.labels if isinstance(given, LabelledStream) else labels_of(given)
+        tell(_misspelt(unseen_names, device, labels))
     report = replace(
         accuracy_of(outcomes, max_seen_loss=max_seen_loss), skipped=skipped, reduced_decode=options.reduced_decode
     )

@@ -23,9 +23,8 @@ from icis_deploy.images.inputs import as_array, holds_images
 from icis_deploy.images.loading import ListedImages, check_labelled
 from icis_deploy.images.preprocessing import (
     Preprocessing,
-    preprocessing_from_json,
+    preprocessing_from_settings,
     read_settings,
-    require_scale,
 )
 from icis_deploy.images.python_values import PythonInputs, source_from
 from icis_deploy.images.sources import InputSource
@@ -230,9 +229,7 @@ _PROCESSOR_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
 def _preprocessing_of_values(values: Mapping[str, Any], *, where: str) -> Preprocessing:
     """Return what settings of our own say, or those of an image processor under whatever file name."""
     if not _PROCESSOR_KEYS & values.keys():
-        preprocessing = preprocessing_from_json(values, where=where)
-        require_scale(preprocessing, where=where)
-        return preprocessing
+        return preprocessing_from_settings(values, where=where)
     enable_workbench()
     from exporters.stated.processors import load_processor, preprocessing_of_processor
 

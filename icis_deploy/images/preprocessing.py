@@ -487,13 +487,21 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
         LoadError: If it cannot be read or is not a JSON object.
         IncompatibleError: If a setting is wrong.
     """
-    values = read_settings(path)
-    preprocessing = preprocessing_from_json(values, where=str(path))
-    require_scale(preprocessing, where=str(path))
+    return preprocessing_from_settings(read_settings(path), where=str(path))
+
+
+def preprocessing_from_settings(values: Mapping[str, Any], *, where: str) -> Preprocessing:
+    """Return what settings say that somebody wrote, which may be wrong where those of a manifest are not.
+
+    Raises:
+        IncompatibleError: As `preprocessing_from_json`; and if mean and std are of pixels of another scale.
+    """
+    preprocessing = preprocessing_from_json(values, where=where)
+    _require_scale(preprocessing, where=where)
     return preprocessing
 
 
-def require_scale(preprocessing: Preprocessing, *, where: str) -> None:
+def _require_scale(preprocessing: Preprocessing, *, where: str) -> None:
     """Raise `IncompatibleError` if mean and std are of pixels of another scale than `rescale` makes.
 
     A mean of 123.7 is of pixels from 0 to 255: of those from 0 to 1 it leaves nothing but its own negative. No check of

@@ -641,8 +641,8 @@ class Device:
             ClassConflictError: If it lacks a class that this device was taught.
             ICISDeployError: As `open` and `apply`; the device keeps the bundle it had.
         """
-        # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
         folder = path_from(folder, name="folder")
+        # os.path and not pathlib, which raises where the system refuses to look, such as at a name that is too long.
         if os.path.isdir(folder) and os.path.samefile(folder, self._opened.folder):  # noqa: PTH112, PTH121
             raise UsageError(
                 f"{folder} is open already.",
