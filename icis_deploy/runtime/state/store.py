@@ -398,7 +398,8 @@ class Store:
             raise
         with suppress(OSError):  # the change is committed; the next one removes them
             # Under the lock the folder held what `before` names and nothing else, so it need not be listed again.
-            self._remove([self._slots_path(entry) for entry in _slots_of(before) if entry not in _slots_of(after)])
+            needed = _slots_of(after)
+            self._remove([self._slots_path(entry) for entry in _slots_of(before) if entry not in needed])
 
     def _outcome(self, before: Journal, after: Journal | None) -> str:
         """Return which state a failed change left, as a sentence; `after` is `None` where it had no journal yet."""
