@@ -14,11 +14,12 @@ Rules:
 from __future__ import annotations
 
 import base64
+import logging
 import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,14 @@ _PACKAGES = {
     "tkey": "'securesystemslib[tkey]'",
 }
 """What pip installs for the signers of securesystemslib, by the scheme of their URIs."""
+_FORMS = {
+    "awskms": "awskms:KEY-ID",
+    "azurekms": "azurekms://VAULT.vault.azure.net/keys/NAME/VERSION",
+    "gcpkms": "gcpkms:projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V",
+    "hsm": "hsm:KEY-ID?label=TOKEN",
+    "hv": "hv:NAME/VERSION",
+}
+"""How URIs are written that no message of securesystemslib's signers says the form of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,26 +221,45 @@ def _uri_signer(key: SignerURI) -> Signer:
                 expected=package,
                 hint=f"Install it: pip install {package}.",
             )
+        reason = reason_of(error).rstrip(".") or type(error).__name__
+        if isinstance(error, KeyError) and error.args == (public_key.scheme,):
+            reason = f"it has no keys of the scheme {public_key.scheme}, which the public key is of"
+        form = f"that the URI has the form {_FORMS[scheme]}, " if scheme in _FORMS else ""
         return SignatureError(
-            f"{where} failed: {reason_of(error).rstrip('.') or type(error).__name__}. Nothing was signed.",
-            found=reason_of(error),
+            f"{where} failed: {reason}. Nothing was signed.",
+            found=reason,
             expected="a signature",
             where=key.uri,
-            hint="Check that it can be reached, and give its PIN or passphrase as `passphrase`.",
+            hint=f"Check {form}that it can be reached, and give its PIN or passphrase as `passphrase`.",
         )
 
     try:
-        signer = Base.from_priv_key_uri(key.uri, public_key, secret)
+        with _without_logs():
+            signer = Base.from_priv_key_uri(key.uri, public_key, secret)
     except Exception as error:  # each signer lets whatever its own library raises through
         raise failure(error) from error
 
     def sign(payload: bytes) -> Iterator[bytes]:
         try:
-            yield bytes.fromhex(signer.sign(payload).signature)
+            with _without_logs():
+                signature = signer.sign(payload).signature
+            yield bytes.fromhex(signature)
         except Exception as error:  # as above
             raise failure(error) from error
 
     return _checked(public_key, sign, where=where)
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keep securesystemslib from printing what it raises as well, by a handler of its own."""
+    logger = logging.getLogger("securesystemslib")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checked(public_key: SSlibKey, make: Callable[[bytes], Iterator[bytes]], *, where: str) -> Signer:

@@ -314,6 +314,33 @@ def test_a_token_that_is_pulled_out_before_it_signs_leaves_the_update_as_it_was(
     assert update.read_bytes() == before
 
 
+def test_a_signer_without_keys_of_this_kind_says_so_once(update, keys, tmp_path):
+    # As the signer of a KMS that has no Ed25519 keys fails, and logs what it raises.
+    (tmp_path / "signer.py").write_text(
+        "import logging\n"
+        "from securesystemslib.signer import SIGNER_FOR_URI_SCHEME\n"
+        "class Other:\n"
+        "    @classmethod\n"
+        "    def from_priv_key_uri(cls, uri, public_key, secrets_handler):\n"
+        "        logging.getLogger('securesystemslib.signer._aws_signer').error('Failed to sign')\n"
+        "        return {}[public_key.scheme]\n"
+        "SIGNER_FOR_URI_SCHEME['awskms'] = Other\n"
+        "import icis_deploy.__main__\n"
+        "icis_deploy.__main__.main()\n"
+    )
+    command = [sys.executable, str(tmp_path / "signer.py"), "sign", str(update), "--signer", "awskms:1"]
+    done = subprocess.run(
+        [*command, "--public-key", str(keys.public_path)], check=False, capture_output=True, text=True
+    )
+
+    assert done.returncode == 6
+    assert done.stderr == (
+        "Error: The signer awskms:1 failed: it has no keys of the scheme ed25519, which the public key is of. Nothing "
+        "was signed. Check that the URI has the form awskms:KEY-ID, that it can be reached, and give its PIN or "
+        "passphrase as --passphrase-file.\n"
+    )
+
+
 def test_a_token_that_cannot_be_reached_is_named(update, keys):
     key = icis_deploy.SignerURI(uri="file2:/no/such/key", public_key=keys.public_path)
 
