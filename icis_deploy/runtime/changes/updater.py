@@ -255,6 +255,8 @@ class Updater:
                     prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
                 self._change(before, _decided(after, prepared), watch=watch)
                 return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
+            if signed is not None and content.follows is None:
+                signed.take()  # nobody will ask for it
             clock = self._clock()
             table = rules.plan_update(
                 before,

@@ -226,6 +226,22 @@ def test_whoever_is_interrupted_while_it_writes_the_slots_itself_does_not_wait_f
     assert Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi")
 
 
+def test_where_cores_are_busy_no_digest_is_computed_that_nobody_asks_for(bundle_folder, signed, monkeypatch):
+    from icis_deploy.runtime.changes import rules
+
+    device, goes_on, computed = Device.open(bundle_folder), threading.Event(), []
+    digest_of = rules.digest_of_signed
+    monkeypatch.setattr(rules, "digest_of_signed", lambda *given: computed.append(given) or digest_of(*given))
+    thread = device._opened.updater._store.thread
+    thread.begin(lambda: goes_on.wait(10))  # so it comes to nothing else before the update is committed
+
+    device.apply(signed(make_update("okapi", version=1)))  # which follows nothing
+    goes_on.set()
+    thread.wait()
+
+    assert not computed
+
+
 def test_slots_that_nobody_reads_any_more_are_freed_without_the_garbage_collector(bundle_folder, signed):
     device = Device.open(bundle_folder)
     gc.disable()  # a device may run for days between two collections, and each table may take megabytes
