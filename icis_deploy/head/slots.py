@@ -66,6 +66,9 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
     filled_names: tuple[str, ...] = field(init=False, repr=False)
     """`(num_filled,)`: the classes in the slots, in slot order."""
 
+    slot_of: Mapping[str, int] = field(init=False, repr=False)
+    """The slot of each class, in slot order."""
+
     __eq__ = same_value
 
     def __post_init__(self) -> None:
@@ -81,8 +84,8 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
             )
         if self.arbiter is not None:
             object.__setattr__(self, "arbiter", self._checked_arbiter(self.arbiter))
+        check_unique([name for name in self.class_names if name is not None])
         self._find_filled()
-        check_unique(self.filled_names)
 
     def _checked_arbiter(self, arbiter: Float32) -> Float32 | None:
         arbiter = frozen_float32(arbiter, name="arbiters of the slots", ndim=2)
@@ -97,11 +100,12 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         return arbiter if arbiter.any() else None
 
     def _find_filled(self) -> None:
-        filled = [index for index, name in enumerate(self.class_names) if name is not None]
-        indices = np.array(filled, dtype=np.intp)
+        slot_of = {name: index for index, name in enumerate(self.class_names) if name is not None}
+        indices = np.array([*slot_of.values()], dtype=np.intp)
         indices.flags.writeable = False
         object.__setattr__(self, "filled", indices)
-        object.__setattr__(self, "filled_names", tuple([self.class_names[index] for index in filled]))
+        object.__setattr__(self, "filled_names", tuple(slot_of))
+        object.__setattr__(self, "slot_of", slot_of)
 
     @classmethod
     def _of_checked(
@@ -169,8 +173,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         Args:
             leaving_out: Classes that are no part of it: those that a device was taught.
         """
-        pairs = zip(self.filled_names, self.filled.tolist(), strict=True)
-        named = sorted((name.encode(), slot) for name, slot in pairs if name not in leaving_out)
+        named = sorted((name.encode(), slot) for name, slot in self.slot_of.items() if name not in leaving_out)
         parts: list[bytes | memoryview] = [b"icis-deploy slots 1"]
         tensors = [(_bytes_of(tensor), 4 * tensor[:1].size) for tensor in (self.weight, self.bias, self.coefficients)]
         for name, slot in named:
@@ -180,7 +183,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
 
     def without(self, class_names: Collection[str]) -> SlotTable:
         """Return the table with the slots of these classes empty; a class that is in no slot is left out."""
-        emptied = [index for index, name in enumerate(self.class_names) if name is not None and name in class_names]
+        emptied = [slot for name, slot in self.slot_of.items() if name in class_names]
         if not emptied:
             return self
         weight, bias = self.weight.copy(), self.bias.copy()
@@ -188,7 +191,9 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         arbiter = None if self.arbiter is None else self.arbiter.copy()
         if arbiter is not None:
             arbiter[emptied] = 0.0
-        names = [None if index in emptied else name for index, name in enumerate(self.class_names)]
+        names = list(self.class_names)
+        for slot in emptied:
+            names[slot] = None
         return SlotTable._of_checked(weight, bias, arbiter, names)
 
     def apply(self, update: ClassUpdate, *, seen_names: frozenset[str], keeping: Collection[str] = ()) -> SlotTable:
@@ -212,7 +217,7 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
                 found=update.feature_dim,
                 expected=self.feature_dim,
             )
-        slot_of = {name: index for index, name in enumerate(self.class_names) if name is not None}
+        slot_of = self.slot_of
         _check_conflicts(update, slot_of, seen_names)
         names = list(self.class_names)
         for name in update.removed:

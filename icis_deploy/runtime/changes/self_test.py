@@ -188,8 +188,7 @@ def _differs_from_origin(held: SlotContents, table: SlotTable, written: Written)
     wrong[:num_used] |= _differ(held.bias[:num_used], before.bias[:num_used])
     if held.arbiter is not None:
         wrong[:num_used] |= _coefficients_differ(held.arbiter[:num_used], before.coefficients[:num_used])
-    slot_of = {name: slot for slot, name in enumerate(table.class_names) if name is not None}
-    targets = np.array([slot_of[name] for name in written.class_names], dtype=np.intp)
+    targets = np.array([table.slot_of[name] for name in written.class_names], dtype=np.intp)
     wrong[targets] = _differ(held.weight[targets], written.rows[:, :-1])
     wrong[targets] |= _differ(held.bias[targets], written.rows[:, -1])
     if held.arbiter is not None:

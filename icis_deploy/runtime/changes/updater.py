@@ -293,7 +293,7 @@ class Updater:
                 origins = origins_after_update(
                     before.current.origins,
                     written=self._columns(table, content.class_names),
-                    kept=(*range(len(self._bundle.class_names)), *self._columns(table)),
+                    after=prepared.state.score_names,
                     signed_by=verified.signed_by,
                 )
                 state = state_after_update(before, content, pending.slots_entry(), origins=origins)
@@ -353,13 +353,10 @@ class Updater:
 
             return self._change(before, decide, table=table).history[-1]
 
-    def _columns(self, table: SlotTable, class_names: Collection[str] | None = None) -> list[int]:
-        """Return the columns of classes in slots, among the model's scores; by default of all of them."""
+    def _columns(self, table: SlotTable, class_names: Collection[str]) -> list[int]:
+        """Return the columns of classes in slots, among the model's scores."""
         first = len(self._bundle.class_names)
-        if class_names is None:
-            return [first + int(slot) for slot in table.filled]
-        names = frozenset(class_names)
-        return [first + slot for slot, name in enumerate(table.class_names) if name in names]
+        return [first + table.slot_of[name] for name in class_names]
 
     def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before."""

@@ -118,7 +118,7 @@ def make_head_state(
         class_names=class_names,
         columns=columns,
         score_names=score_names,
-        max_model_top=_max_model_top(bundle.top, score_names, class_names),
+        max_model_top=_max_model_top(bundle, table, num_enabled=len(class_names)),
         table=table,
         buffers=buffers,
         correction=None if constants is None else _correction(bundle, table, frozenset(disabled), constants),
@@ -143,12 +143,12 @@ def _correction(
     )
 
 
-def _max_model_top(top: int, score_names: tuple[str | None, ...], class_names: tuple[str, ...]) -> int:
-    # `count` compares with each name, and so reads all of them from memory: 0.1 ms in an update.
-    num_empty = len([None for name in score_names if name is None])
-    if len(class_names) + num_empty < len(score_names):  # the model knows nothing of disabled classes
+def _max_model_top(bundle: Bundle, table: SlotTable | None, *, num_enabled: int) -> int:
+    num_known = len(bundle.class_names) + (0 if table is None else table.filled.size)
+    if num_enabled < num_known:  # the model knows nothing of disabled classes
         return 0
-    return sys.maxsize if top == len(score_names) else top
+    num_scores = len(bundle.class_names) + (0 if table is None else table.capacity)
+    return sys.maxsize if bundle.top == num_scores else bundle.top
 
 
 def enabled_columns(

@@ -54,19 +54,19 @@ def origins_from(signers: dict[int, str | None]) -> tuple[Origin, ...]:
 
 
 def origins_after_update(
-    origins: Sequence[Origin], *, written: Iterable[int], kept: Iterable[int], signed_by: str | None
+    origins: Sequence[Origin], *, written: Iterable[int], after: Sequence[str | None], signed_by: str | None
 ) -> tuple[Origin, ...]:
     """Return the origins after a class update.
 
     Args:
         origins: Those before it.
         written: Columns whose rows it wrote.
-        kept: Columns of all classes after it.
+        after: The class of each column after it; `None` for an empty slot.
         signed_by: Id of the key that signed it; `None` if nobody did.
     """
-    staying = set(kept)
-    signers = {column: each for column, each in signer_by_column(origins).items() if column in staying}
-    return origins_from(signers | dict.fromkeys(written, signed_by))
+    signers = signer_by_column(origins)
+    staying = {column: signers[column] for column in signers if column < len(after) and after[column] is not None}
+    return origins_from(staying | dict.fromkeys(written, signed_by))
 
 
 def origins_without(origins: Sequence[Origin], columns: Iterable[int]) -> tuple[Origin, ...]:

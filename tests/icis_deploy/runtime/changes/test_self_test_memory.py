@@ -102,7 +102,7 @@ def refuses(before, update, after, parts, slot, *, is_in_table):
     memory, table = Memory(copies=True), after
     if is_in_table:
         table = object.__new__(type(after))
-        for field in ("class_names", "filled", "filled_names"):
+        for field in ("class_names", "filled", "filled_names", "slot_of"):
             object.__setattr__(table, field, getattr(after, field))
         for field, array in parts.items():
             object.__setattr__(table, field, array)

@@ -37,7 +37,11 @@ def test_every_column_keeps_its_signer(signers):
 
 @given(SIGNERS, st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)), st.none() | st.just("z"))
 def test_an_update_signs_what_it_writes_and_forgets_what_it_removes(signers, written, staying, signed_by):
-    after = origins_after_update(origins_from(signers), written=written, kept=staying | written, signed_by=signed_by)
+    names = [
+        "some class" if column in staying | written else None
+        for column in range(max(staying | written, default=-1) + 1)
+    ]
+    after = origins_after_update(origins_from(signers), written=written, after=names, signed_by=signed_by)
 
     expected = {column: each for column, each in signers.items() if column in staying}
     assert signer_by_column(after) == expected | dict.fromkeys(written, signed_by)
