@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from exporters.graph.edits import unused_name
+from exporters.graph.edits import apply_passes, unused_name
+from exporters.graph.plain_forms import PlainFormsPass
 from exporters.loading.torch_modules import MAX_MEMBERS, import_torch, quiet_torch
 from exporters.onnx_io.files import check_model, first_line, normalized
 from exporters.onnx_io.foreign_files import foreign_file
@@ -133,7 +134,7 @@ def onnx_from_program(program: ExportedProgram) -> ir.Model:
         graph.outputs[0].name = LOGITS
     _name_batch(model)
     check_model(model)
-    return normalized(model, where="the exported model")
+    return apply_passes(normalized(model, where="the exported model"), PlainFormsPass())
 
 
 # Why: docs/decisions/0016.
