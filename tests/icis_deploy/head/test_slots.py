@@ -242,6 +242,18 @@ def test_what_is_no_slot_table_is_refused(weight, bias, names, error, message):
 # Slots with an arbiter.
 
 
+def test_without_a_class_its_slot_is_empty_and_the_table_stays_as_it_was():
+    table = table_with("cat", "dog")
+    left = table.without(("cat", "no such class"))
+
+    assert left.class_names[:2] == (None, "dog")
+    assert (left.filled_names, left.slot_of) == (("dog",), {"dog": 1})
+    assert not left.weight[0].any()
+    assert left.bias[0] == np.float32(EMPTY_SLOT_BIAS)
+    assert table == table_with("cat", "dog")
+    assert table.without(("no such class",)) is table
+
+
 def test_a_table_without_coefficients_has_no_arbiter_and_gives_zeros():
     table = table_with("cat")
     zeros = SlotTable(weight=table.weight, bias=table.bias, class_names=table.class_names, arbiter=np.zeros((4, 5)))
