@@ -50,7 +50,7 @@ from icis_deploy.errors import (
     StorageError,
 )
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.filesystem import FileSystem, system_files
+from icis_deploy.runtime.state.filesystem import FileSystem, leads_nowhere, system_files
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
@@ -139,6 +139,7 @@ class Store:
         self._files: FileSystem = system_files() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
+        self._required: tuple[Bundle, tuple[int, ...] | None] | None = None
         self.thread = BackgroundThread()
         """Writes slots; whoever holds the lock may give it other work, which ends before the change does."""
         self.sync_seconds = 0.0
@@ -158,14 +159,13 @@ class Store:
         """
         try:
             data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            for path in (self._folder, self._journal_path):
+                if leads_nowhere(path):  # what the device remembers is elsewhere, and not forgotten
+                    raise self._unreadable_journal(f"{path} is a link that leads nowhere") from error
             return initial_journal(bundle)
         except OSError as error:
-            raise BundleError(
-                f"Cannot read {self._journal_path}: {error.strerror or error}.",
-                found=error.strerror or str(error),
-                where=self._journal_path,
-            ) from error
+            raise self._unreadable_journal(error.strerror or str(error)) from error
         last = self._last_journal
         if last is not None and last[0] == data:  # equal bytes are an equal journal, and parsing is most of reading it
             return last[1]
@@ -175,6 +175,15 @@ class Store:
             raise CorruptFileError.at(self._journal_path, error) from error
         self._last_journal = data, journal
         return journal
+
+    def _unreadable_journal(self, reason: str) -> BundleError:
+        return BundleError(
+            f"Cannot read {self._journal_path}: {reason}.",
+            found=reason,
+            expected="the journal of this device, or nothing in its place",
+            where=self._journal_path,
+            hint=f"Check {self._folder}, its permissions, and that the disk it is on is mounted.",
+        )
 
     def load_table(self, bundle: Bundle, state: StateEntry) -> SlotTable | None:
         """Return the slots of a state; `None` for a fused head.
@@ -318,7 +327,9 @@ class Store:
                 hint="Check that the bundle's folder can be written, and lies on a disk that knows locks.",
             ) from error
         try:
+            place = self._place()
             self._require(bundle)
+            self._required = bundle, place
             yield
         finally:
             try:
@@ -345,7 +356,25 @@ class Store:
                 hint="Open it again; a running device goes over to it by Device.refresh.",
             )
 
+    def _place(self) -> tuple[int, ...] | None:
+        """Return numbers that change when another bundle takes this one's place, by a rename or file by file."""
+        folder, manifest = (
+            self._files.stamp(self._bundle_folder),
+            self._files.stamp(self._bundle_folder / MANIFEST_NAME),
+        )
+        return None if folder is None or manifest is None else (folder[0], *manifest)
+
+    def _require_still(self, written: list[Path]) -> None:
+        """Raise `IncompatibleError` if another bundle took this one's place while a change was decided."""
+        if self._required is None or self._place() == self._required[1]:
+            return
+        ours = written.copy()
+        written.clear()  # what has these names now may be the other bundle's
+        self._require(self._required[0])
+        written.extend(ours)
+
     def _unlock(self) -> None:
+        self._required = None
         if self._lock is not None:
             self._lock.__exit__(None, None, None)
             self._lock = None
@@ -369,6 +398,7 @@ class Store:
         pending: PendingChange | None = None
         written: list[Path] = []
         made_folder = False
+        self._require_still(written)
         try:
             names = self._files.names(self._folder)
             if not names:  # no folder, or an empty one, whose own name a killed process may not have synced
@@ -383,6 +413,7 @@ class Store:
             after = pending.journal
             if after is None:
                 raise RuntimeError("a change ended without a journal")
+            self._require_still(written)
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
             self.thread.wait()  # also where the interruption came between its start and the knowledge of it
