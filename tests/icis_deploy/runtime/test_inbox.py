@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from icis_deploy.errors import CorruptFileError, LoadError, StorageError
+from icis_deploy.errors import CorruptFileError, LoadError, RuntimeFailureError, StorageError
 from icis_deploy.runtime import inbox as inbox_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.inbox import InboxReport, process_inbox
@@ -115,6 +115,26 @@ def test_a_system_without_descriptors_or_memory_refuses_no_file(number, inbox, b
     assert isinstance(report.fault, StorageError)
     assert report.fault.where == inbox
     assert waiting(inbox) == ["1.icis", "2.icis"]
+
+
+@pytest.mark.parametrize("short_of", ["JSON", "signature"])
+def test_an_update_for_which_there_is_no_memory_waits(short_of, inbox, bundle_folder, monkeypatch):
+    from securesystemslib.dsse import Envelope
+
+    def without_memory(*_given: object, **_named: object) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        if short_of == "JSON":
+            patched.setattr("icis_deploy.updates.envelope.load_strict", without_memory)
+        else:
+            patched.setattr(Envelope, "verify", without_memory)
+        report = process_inbox(inbox, bundle_folder)
+
+    assert (report.files, report.num_left) == ((), 2)
+    assert isinstance(report.fault, RuntimeFailureError)
+    assert str(report.fault).startswith("There is not enough memory to apply '1.icis'")
+    assert results(process_inbox(inbox, bundle_folder)) == [("1.icis", True), ("2.icis", True)]
 
 
 def test_a_bug_that_one_file_finds_stops_no_other(inbox, bundle_folder, monkeypatch):
