@@ -68,11 +68,11 @@ _TOO_DEEP = "its values are nested too deeply"
 def _is_too_deep(value: Any) -> bool:
     """Return whether lists and objects are more than `MAX_DEPTH` within each other."""
     level, depth = [value], 0
-    while level := [each for each in level if type(each) is list or type(each) is dict]:
+    while level := [each for each in level if isinstance(each, list | dict)]:
         depth += 1
         if depth > MAX_DEPTH:
             return True
-        level = [child for each in level for child in (each if type(each) is list else each.values())]
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
     return False
 
 
