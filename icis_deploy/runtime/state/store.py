@@ -11,6 +11,7 @@ Rules:
    new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
    removes those that no journal names, and nothing else in the folder. One that cannot be removed refuses no change.
+   A process that is forked in the middle of a change writes and removes nothing of it: its parent goes on.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -22,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 import warnings
@@ -82,12 +84,14 @@ class PendingChange:
         """What `write_journal` was called with."""
         self._store = store
         self._before, self._table, self._written = before, table, written
+        self._process = os.getpid()
         self._is_written: BegunCall[None] | None = None
 
     def begin_slots(self) -> None:
         """Begin to write the slot table in the store's thread, if there is one; the caller must not have done so."""
         if self._table is None:
             return
+        self.require_process()
         self._entry: Promise[FileEntry] = Promise()
         # Without a reference to this object, which would keep the slots until the garbage collector comes.
         call = partial(self._store._write_and_sync, self._before, self._table, self._written, self._entry)
@@ -101,6 +105,7 @@ class PendingChange:
         """
         if self._table is None:
             return None
+        self.require_process()
         if self._is_written is not None and not self._is_written.take():
             return self._entry.result()
         # Nobody waits for the disk while there is a journal to write.
@@ -114,10 +119,23 @@ class PendingChange:
         Raises:
             OSError: If the disk refuses.
         """
+        self.require_process()
         self.journal = journal
         self._store._write_new_journal(journal)
         if self._is_written is not None:
             self._store._sync(self._is_written.result)
+
+    def require_process(self) -> None:
+        """Raise `StorageError` in a process that was forked since the change began."""
+        if os.getpid() != self._process:
+            raise StorageError(
+                f"This process was forked while {self._store._folder} was being changed, and does not hold its lock. "
+                f"It changed nothing.",
+                found="a process that was forked during a change",
+                expected="the process that began it",
+                where=self._store._folder,
+                hint="Leave the change to the parent, or begin one anew.",
+            )
 
 
 def _slots_of(journal: Journal) -> list[FileEntry]:
@@ -397,7 +415,7 @@ class Store:
         """
         pending: PendingChange | None = None
         written: list[Path] = []
-        made_folder = False
+        made_folder, process = False, os.getpid()
         self._require_still(written)
         try:
             names = self._files.names(self._folder)
@@ -411,11 +429,14 @@ class Store:
             pending = PendingChange(self, before, table, written)
             yield pending
             after = pending.journal
+            pending.require_process()
             if after is None:
                 raise RuntimeError("a change ended without a journal")
             self._require_still(written)
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
+            if os.getpid() != process:  # what was written is its parent's, also where this one is told to exit
+                raise
             self.thread.wait()  # also where the interruption came between its start and the knowledge of it
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
@@ -498,12 +519,14 @@ class Store:
             return False
 
     def _commit(self, before: Journal, written: list[Path], *, had_journal: bool) -> None:
-        removable = written.copy()
+        removable, process = written.copy(), os.getpid()
         written.clear()  # from here on the journal on the disk may need them
         try:
             self._files.replace(self._new_journal_path, self._journal_path)
             self._sync(self._files.sync_folder, self._folder)
         except BaseException:
+            if os.getpid() != process:  # as in `change`
+                raise
             if self._files.stamp(self._new_journal_path) is not None:  # it did not happen
                 written.extend(removable)
                 raise
