@@ -156,31 +156,28 @@ def test_a_child_that_was_forked_in_the_middle_of_a_change_leaves_it_to_its_pare
         elif child_does == "exits":
             raise SystemExit
 
-    def forking(real, *, first: bool):
-        def call(*arguments, **keywords):
-            if first:
-                fork()
-            result = real(*arguments, **keywords)
-            if not first:
-                fork()
-            return result
-
-        return call
-
     owner, name = {
         "before slots": (store.PendingChange, "begin_slots"),
         "after slots": (store.PendingChange, "slots_entry"),
         "before the commit": (store.PendingChange, "write_journal"),
         "after the commit": (OSFileSystem, "replace"),
     }[step]
-    monkeypatch.setattr(owner, name, forking(getattr(owner, name), first=step == "before slots"))
+    real = getattr(owner, name)
+
+    def call(*arguments):
+        if step == "before slots":
+            fork()
+        result = real(*arguments)
+        if step != "before slots":
+            fork()
+        return result
+
+    monkeypatch.setattr(owner, name, call)
     code = 0
     try:
         device.apply(signed(make_update("zebra", version=2)))
-    except StorageError as error:
-        code = 7 if "was forked while" in str(error) else 8
-    except SystemExit:
-        code = 9
+    except (StorageError, SystemExit) as error:
+        code = 9 if isinstance(error, SystemExit) else 7 if "was forked while" in str(error) else 8
     finally:
         if os.getpid() != parent:
             os._exit(code or 1)
