@@ -94,6 +94,23 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(inbox, bundle_folder, befor
     assert waiting(inbox) == []
 
 
+def test_a_file_that_became_a_link_is_not_followed(inbox, bundle_folder, before_call, tmp_path):
+    private = tmp_path / "private.icis"
+
+    def exchange() -> None:
+        if not private.exists():
+            (inbox / "1.icis").rename(private)
+            (inbox / "1.icis").symlink_to(private)
+
+    before_call("open", exchange)
+
+    report = process_inbox(inbox, bundle_folder)
+
+    assert results(report) == [("1.icis", False), ("2.icis", True)]
+    assert str(report.files[0].reason).startswith("It cannot be read: ")
+    assert not (inbox / "refused" / "1.icis").exists()
+
+
 def test_a_file_that_the_disk_does_not_give_is_refused_and_the_next_one_taken(inbox, bundle_folder, before_call):
     before_call("open", refusing(errno.EIO))
 
