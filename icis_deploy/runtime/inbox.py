@@ -152,7 +152,7 @@ def _opened(inbox: Path) -> Iterator[int]:
                 found=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
                 expected=f"owner {os.geteuid()}",
                 where=inbox,
-                hint="Give the folder to the user that applies updates.",
+                hint="Give the folder to the user that applies updates, and check that its disk is not read-only.",
             )
         yield descriptor
     finally:
