@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from icis_deploy.api.inputs import PathLike, inputs_from
 from icis_deploy.api.notices import tell
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free, path_from
 from icis_deploy.common.numbers_given import whole_number
+from icis_deploy.errors import UsageError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store
 from icis_deploy.updates.bundle_signature import SIGNATURE_NAME
@@ -55,6 +57,7 @@ def compact(
     folder = path_from(bundle, name="bundle")
     num_slots = None if capacity is None else whole_number(capacity, name="capacity")
     check_free(path_from(out, name="out"), overwrite=overwrite, makes_folders=True)
+    _check_outside(path_from(out, name="out"), folder)
     signer = None if key is None else open_signer(key)
     described, store = load_bundle(folder), Store(folder)
     journal = store.load_journal(described)
@@ -69,3 +72,15 @@ def compact(
         overwrite=overwrite,
         signer=signer,
     )
+
+
+def _check_outside(out: Path, folder: Path) -> None:
+    """Raise `UsageError` if a bundle would be written into the one that it is made of, wherever links lead."""
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents:
+        raise UsageError(
+            f"{out} is within {folder}, the bundle that is compacted.",
+            found="a folder of the bundle",
+            expected="a folder of its own",
+            where=out,
+            hint="Choose another path: what is within a bundle would go with every copy of it.",
+        )

@@ -171,6 +171,10 @@ def _report(error: Exception, command: str) -> int:
         # One line, also where a runtime's own message, which has several, is part of it.
         note(f"Error: {printable(' '.join(_message(error, command).split()))}")
         return error.exit_code
+    if isinstance(error, MemoryError):
+        said = f": {printable(' '.join(str(error).split()))}" if str(error) else ""
+        note(f"Error: There is not enough memory{said}. End other programs, or use a machine with more memory.")
+        return INTERNAL_ERROR
     # A bug. Python's own exit code for it is 1, which would read as a verdict.
     note("".join(traceback.format_exception(error)).rstrip())
     note("Error: this is a bug in icis-deploy; please report it with the lines above.")

@@ -33,6 +33,11 @@ MAX_VALUES = 1 << 21
 and three of the file."""
 
 
+MAX_DEPTH = 256
+"""Lists and objects within each other: no format needs ten. Without a limit of ours, it would be what is left of
+Python's stack, which depends on the caller and on the release of Python."""
+
+
 def load_strict(data: str | bytes, *, max_values: int = MAX_VALUES) -> Any:
     """Return the JSON value of a file (rule 1).
 
@@ -49,9 +54,26 @@ def load_strict(data: str | bytes, *, max_values: int = MAX_VALUES) -> Any:
     # `json.loads` makes a decoder with every call, which takes longer than to read a small file with it.
     text = data.decode() if isinstance(data, bytes) else data
     try:
-        return _STRICT.decode(text)
+        value = _STRICT.decode(text)
     except RecursionError as error:  # no caller shall have to think of it
-        raise ValueError("its values are nested too deeply") from error
+        raise ValueError(_TOO_DEEP) from error
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
+        raise ValueError(_TOO_DEEP)
+    return value
+
+
+_TOO_DEEP = "its values are nested too deeply"
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Return whether lists and objects are more than `MAX_DEPTH` within each other."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return True
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return False
 
 
 def has_more_values(data: str | bytes, limit: int) -> bool:

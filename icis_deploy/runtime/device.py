@@ -15,6 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -34,6 +35,7 @@ from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.common.files import path_from
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
+    ICISDeployError,
     IncompatibleError,
     RuntimeFailureError,
     UsageError,
@@ -173,9 +175,11 @@ class Device:
             UsageError: If there is no such runtime, or `trust` is one path.
         """
         named = path_from(folder, name="folder")
+        # Before the link is resolved: if it is pointed elsewhere meanwhile, the first `refresh` looks again.
+        stamp = manifest_stamp(named)
         # What a link leads to now: files of one bundle are read and written, wherever the link leads meanwhile.
         folder = Path(os.path.realpath(named)) if os.path.isdir(named) else named  # noqa: PTH112 - see `replace`
-        chosen, stamp = runtime_from(runtime, num_threads=num_threads), manifest_stamp(named)
+        chosen = runtime_from(runtime, num_threads=num_threads)
         keys: list[Path] | None = None
         if trust is not None:
             from icis_deploy.runtime.state.bundle_trust import verify_bundle_signature
@@ -571,7 +575,7 @@ class Device:
         Where the path that was opened leads to another bundle by now, because a link was pointed at one that a process
         went over to with `replace`, this device goes over to it as well, whole. Every change looks for that too.
 
-        Cheap when there is nothing (two calls of `stat`), so a server can call it between any two requests.
+        Cheap when there is nothing (three calls of `stat`), so a server can call it between any two requests.
 
         Raises:
             BundleError, CorruptFileError: If the new state cannot be read; the device keeps the state it had.
@@ -650,10 +654,15 @@ class Device:
                 hint="Put the new bundle into a folder of its own.",
             )
         new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=trust)._opened
-        with self._changing, self._opened.updater.locked() as journal:
-            check_same_head(self._opened, new.bundle, folder)
-            entry = new.updater.inherit(journal)
-            self._opened = new
+        with self._changing:
+            if os.path.realpath(self._opened.named) != os.path.realpath(folder):
+                # What another process went over to remembers more; else this device's own memory goes along.
+                with suppress(ICISDeployError):
+                    self._follow()
+            with self._opened.updater.locked() as journal:
+                check_same_head(self._opened, new.bundle, folder)
+                entry = new.updater.inherit(journal)
+                self._opened = new
         return entry
 
 

@@ -36,13 +36,14 @@ from pathlib import Path
 
 from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.common.syncing import CLOSE_ON_EXEC
-from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of
+from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
 from icis_deploy.errors import (
     CorruptFileError,
     ICISDeployError,
     IncompatibleError,
     IntegrityError,
     LoadError,
+    RuntimeFailureError,
     StorageError,
     VerdictError,
 )
@@ -151,7 +152,7 @@ def _opened(inbox: Path) -> Iterator[int]:
                 found=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
                 expected=f"owner {os.geteuid()}",
                 where=inbox,
-                hint="Give the folder to the user that applies updates.",
+                hint="Give the folder to the user that applies updates, and check that its disk is not read-only.",
             )
         yield descriptor
     finally:
@@ -187,6 +188,15 @@ class _Run:
                 continue  # its carrier took it back
             except ICISDeployError as error:
                 reason = error
+            except MemoryError as error:  # no file takes more than an update for this bundle does
+                self.fault = RuntimeFailureError(
+                    f"There is not enough memory to apply {shown(name)}: {reason_of(error)}.",
+                    found=reason_of(error),
+                    expected="memory for an update of this bundle",
+                    where=self._inbox / name,
+                    hint="End other programs; what is left in the inbox waits for the next run.",
+                )
+                break
             except Exception as error:  # a bug of ours that one file finds must not stop the others
                 reason = CorruptFileError(f"Reading it failed: {reason_of(error)} ({type(error).__name__}).", hint=_BUG)
             if reason is None:

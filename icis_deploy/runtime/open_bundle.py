@@ -79,12 +79,16 @@ def prepare_inputs(opened: OpenBundle, named: Sequence[tuple[str, InputValue]]) 
 
 
 def manifest_stamp(folder: Path) -> tuple[int, ...] | None:
-    """Return numbers that change when a folder, or what a link to it leads to, is replaced by another bundle."""
+    """Return numbers that change when a folder, or what a link to it leads to, is replaced by another bundle.
+
+    Of the folder too: in a copy of hard links, as `cp -al` and deployments of whole trees make it, the manifest is the
+    same file, and `state/` another folder.
+    """
     try:
-        status = os.stat(f"{folder}/{MANIFEST_NAME}")  # noqa: PTH116 - asked for with every request
+        within, status = os.stat(folder), os.stat(f"{folder}/{MANIFEST_NAME}")  # noqa: PTH116 - with every request
     except (OSError, ValueError):  # ValueError: a path with a null byte
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    return within.st_dev, within.st_ino, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def check_same_head(opened: OpenBundle, bundle: Bundle, where: str | Path) -> None:

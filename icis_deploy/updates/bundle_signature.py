@@ -119,6 +119,8 @@ def parse_bundle_envelope(data: bytes) -> Envelope:
     try:
         fields = object_from_json(load_strict(data))
         envelope = Envelope.from_dict(fields | {"signatures": list_from_json(fields["signatures"])})
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
         raise CorruptFileError(
             f"The bundle's signature is no DSSE envelope: {reason_of(error)}.",

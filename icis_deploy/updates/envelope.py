@@ -81,6 +81,8 @@ def parse_envelope(data: bytes) -> Envelope:
         signatures = list_from_json(document["signatures"])
         envelope = Envelope.from_dict(document | {"payload": "", "signatures": signatures})
         envelope.payload = _decoded(document["payload"]) if payload is None else payload
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # securesystemslib lets whatever a malformed value causes through
         # It quotes the file, which is untrusted.
         reason = printable(f"{type(error).__name__}: {error}", max_length=_MAX_REASON)
@@ -169,6 +171,8 @@ def verify_signature(envelope: Envelope, keys: Sequence[SSlibKey], *, threshold:
         )
     try:
         accepted = envelope.verify(list(keys), threshold=threshold)
+    except MemoryError:
+        raise
     except Exception as error:  # a malformed signature raises whatever its bytes cause; none of it may pass
         raise SignatureError(
             f"The signature by {_shown(sorted(trusted & set(envelope.signatures)))} does not fit the file: it was "

@@ -164,6 +164,8 @@ def public_key_from_pem(text: str) -> SSlibKey:
 
     try:
         key = load_pem_public_key(text.encode())
+    except MemoryError:  # says nothing of the key
+        raise
     except Exception as error:  # cryptography raises several unrelated types; this is the one call of its key reader
         is_private = "PRIVATE KEY-----" in text
         raise SignatureError(

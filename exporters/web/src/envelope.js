@@ -6,7 +6,7 @@
 
 import { concat, decodeBase64, utf8 } from './bytes.js';
 import { CorruptFileError, SignatureError, shown } from './errors.js';
-import { asList, asObject, asText, parseStrict } from './json.js';
+import { asList, asObject, asText, isContainer, parseStrict } from './json.js';
 import { isSignedBy } from './keys.js';
 
 export const UPDATE_TYPE = 'application/vnd.icis-deploy.class-update.v1+safetensors';
@@ -26,7 +26,9 @@ export function parseEnvelope(data, types = [UPDATE_TYPE, TRUSTED_KEYS_TYPE]) {
     const signatures = new Map();
     for (const entry of asList(document.signatures, 'signatures')) {
       const { keyid, sig } = asObject(entry, 'signature');
-      if (signatures.has(asText(keyid, 'keyid'))) throw new SyntaxError('two signatures are by one key');
+      // A key id that is no text is a stranger's, as for Python, whose dictionaries take no list and no object.
+      if (keyid === undefined || isContainer(keyid)) throw new TypeError('a signature has no key id');
+      if (signatures.has(keyid)) throw new SyntaxError('two signatures are by one key');
       // The specification lets a writer choose between both alphabets of base64.
       signatures.set(keyid, decodeBase64(asText(sig, 'sig').replaceAll('-', '+').replaceAll('_', '/')));
     }

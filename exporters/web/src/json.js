@@ -1,6 +1,7 @@
 // Strict JSON, as icis_deploy/common/json_fields.py reads it: no key twice, no byte order mark, no NaN, whole numbers
 // apart from fractions, and numbers of 64 bits without loss.
 
+// Lists and objects within each other.
 const MAX_DEPTH = 256;
 const MAX_VALUES = 1 << 21;
 const MAX_DIGITS = 4300;
@@ -74,11 +75,12 @@ class Parser {
   }
 
   value(depth) {
-    if (depth > MAX_DEPTH) throw this.error('it is nested too deeply');
     this.blank();
     const character = this.text[this.at];
-    if (character === '{') return this.object(depth);
-    if (character === '[') return this.array(depth);
+    if (character === '{' || character === '[') {
+      if (depth === MAX_DEPTH) throw this.error('its values are nested too deeply');
+      return character === '{' ? this.object(depth) : this.array(depth);
+    }
     if (character === '"') return this.string();
     for (const [word, value] of [['true', true], ['false', false], ['null', null]]) {
       if (this.text.startsWith(word, this.at)) {
@@ -208,6 +210,10 @@ function asciiString(text) {
 function wrongType(value, expected, where) {
   const found = value === null ? 'null' : Array.isArray(value) ? 'a list' : typeof value === 'object' ? 'an object' : String(value).slice(0, 40);
   return new TypeError(`${where}: expected ${expected}, found ${found}`);
+}
+
+export function isContainer(value) {
+  return typeof value === 'object' && value !== null && !(value instanceof Fraction);
 }
 
 export function asText(value, where) {

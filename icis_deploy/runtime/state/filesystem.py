@@ -219,6 +219,11 @@ class WindowsFileSystem(OSFileSystem):
         return FolderLock(LockedByte(), folder, timeout_seconds)
 
 
+def leads_nowhere(path: Path) -> bool:
+    """Return whether a path is a link to what is not there, such as a folder on a disk that is not mounted."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - whatever the system refuses
+
+
 def system_files() -> FileSystem:
     """Return the file system of this machine."""
     return WindowsFileSystem() if IS_WINDOWS else OSFileSystem()

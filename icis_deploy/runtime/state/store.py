@@ -11,6 +11,7 @@ Rules:
    new one, and behind either its slot table: there is nothing to recover.
 3. What a change wrote is removed again if it does not commit. After a power cut such files may stay; the next change
    removes those that no journal names, and nothing else in the folder. One that cannot be removed refuses no change.
+   A process that is forked in the middle of a change writes and removes nothing of it: its parent goes on.
 4. Reading takes no lock and writes nothing, so a bundle on a read-only disk works. Changes take the folder's lock.
 5. What the disk says is never believed without its SHA-256; a slot table that a change needs and an earlier one left
    is compared byte for byte, and replaced where it is damaged.
@@ -22,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 import warnings
@@ -50,7 +52,7 @@ from icis_deploy.errors import (
     StorageError,
 )
 from icis_deploy.head.slots import SlotTable
-from icis_deploy.runtime.state.filesystem import FileSystem, system_files
+from icis_deploy.runtime.state.filesystem import FileSystem, leads_nowhere, system_files
 from icis_deploy.runtime.state.journal import (
     MAX_JOURNAL_BYTES,
     Journal,
@@ -82,12 +84,14 @@ class PendingChange:
         """What `write_journal` was called with."""
         self._store = store
         self._before, self._table, self._written = before, table, written
+        self._process = os.getpid()
         self._is_written: BegunCall[None] | None = None
 
     def begin_slots(self) -> None:
         """Begin to write the slot table in the store's thread, if there is one; the caller must not have done so."""
         if self._table is None:
             return
+        self.require_process()
         self._entry: Promise[FileEntry] = Promise()
         # Without a reference to this object, which would keep the slots until the garbage collector comes.
         call = partial(self._store._write_and_sync, self._before, self._table, self._written, self._entry)
@@ -101,6 +105,7 @@ class PendingChange:
         """
         if self._table is None:
             return None
+        self.require_process()
         if self._is_written is not None and not self._is_written.take():
             return self._entry.result()
         # Nobody waits for the disk while there is a journal to write.
@@ -114,10 +119,23 @@ class PendingChange:
         Raises:
             OSError: If the disk refuses.
         """
+        self.require_process()
         self.journal = journal
         self._store._write_new_journal(journal)
         if self._is_written is not None:
             self._store._sync(self._is_written.result)
+
+    def require_process(self) -> None:
+        """Raise `StorageError` in a process that was forked since the change began."""
+        if os.getpid() != self._process:
+            raise StorageError(
+                f"This process was forked while {self._store._folder} was being changed, and does not hold its lock. "
+                f"It changed nothing.",
+                found="a process that was forked during a change",
+                expected="the process that began it",
+                where=self._store._folder,
+                hint="Leave the change to the parent, or begin one anew.",
+            )
 
 
 def _slots_of(journal: Journal) -> list[FileEntry]:
@@ -139,6 +157,7 @@ class Store:
         self._files: FileSystem = system_files() if files is None else files
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
+        self._required: tuple[Bundle, tuple[int, ...] | None] | None = None
         self.thread = BackgroundThread()
         """Writes slots; whoever holds the lock may give it other work, which ends before the change does."""
         self.sync_seconds = 0.0
@@ -158,14 +177,13 @@ class Store:
         """
         try:
             data = self._files.read(self._journal_path, MAX_JOURNAL_BYTES + 1)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            for path in (self._folder, self._journal_path):
+                if leads_nowhere(path):  # what the device remembers is elsewhere, and not forgotten
+                    raise self._unreadable_journal(f"{path} is a link that leads nowhere") from error
             return initial_journal(bundle)
         except OSError as error:
-            raise BundleError(
-                f"Cannot read {self._journal_path}: {error.strerror or error}.",
-                found=error.strerror or str(error),
-                where=self._journal_path,
-            ) from error
+            raise self._unreadable_journal(error.strerror or str(error)) from error
         last = self._last_journal
         if last is not None and last[0] == data:  # equal bytes are an equal journal, and parsing is most of reading it
             return last[1]
@@ -175,6 +193,15 @@ class Store:
             raise CorruptFileError.at(self._journal_path, error) from error
         self._last_journal = data, journal
         return journal
+
+    def _unreadable_journal(self, reason: str) -> BundleError:
+        return BundleError(
+            f"Cannot read {self._journal_path}: {reason}.",
+            found=reason,
+            expected="the journal of this device, or nothing in its place",
+            where=self._journal_path,
+            hint=f"Check {self._folder}, its permissions, and that the disk it is on is mounted.",
+        )
 
     def load_table(self, bundle: Bundle, state: StateEntry) -> SlotTable | None:
         """Return the slots of a state; `None` for a fused head.
@@ -318,7 +345,9 @@ class Store:
                 hint="Check that the bundle's folder can be written, and lies on a disk that knows locks.",
             ) from error
         try:
+            place = self._place()
             self._require(bundle)
+            self._required = bundle, place
             yield
         finally:
             try:
@@ -345,7 +374,25 @@ class Store:
                 hint="Open it again; a running device goes over to it by Device.refresh.",
             )
 
+    def _place(self) -> tuple[int, ...] | None:
+        """Return numbers that change when another bundle takes this one's place, by a rename or file by file."""
+        folder, manifest = (
+            self._files.stamp(self._bundle_folder),
+            self._files.stamp(self._bundle_folder / MANIFEST_NAME),
+        )
+        return None if folder is None or manifest is None else (folder[0], *manifest)
+
+    def _require_still(self, written: list[Path]) -> None:
+        """Raise `IncompatibleError` if another bundle took this one's place while a change was decided."""
+        if self._required is None or self._place() == self._required[1]:
+            return
+        ours = written.copy()
+        written.clear()  # what has these names now may be the other bundle's
+        self._require(self._required[0])
+        written.extend(ours)
+
     def _unlock(self) -> None:
+        self._required = None
         if self._lock is not None:
             self._lock.__exit__(None, None, None)
             self._lock = None
@@ -368,7 +415,8 @@ class Store:
         """
         pending: PendingChange | None = None
         written: list[Path] = []
-        made_folder = False
+        made_folder, process = False, os.getpid()
+        self._require_still(written)
         try:
             names = self._files.names(self._folder)
             if not names:  # no folder, or an empty one, whose own name a killed process may not have synced
@@ -381,10 +429,14 @@ class Store:
             pending = PendingChange(self, before, table, written)
             yield pending
             after = pending.journal
+            pending.require_process()
             if after is None:
                 raise RuntimeError("a change ended without a journal")
+            self._require_still(written)
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
+            if os.getpid() != process:  # what was written is its parent's, also where this one is told to exit
+                raise
             self.thread.wait()  # also where the interruption came between its start and the knowledge of it
             self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
@@ -468,12 +520,14 @@ class Store:
             return False
 
     def _commit(self, before: Journal, written: list[Path], *, had_journal: bool) -> None:
-        removable = written.copy()
+        removable, process = written.copy(), os.getpid()
         written.clear()  # from here on the journal on the disk may need them
         try:
             self._files.replace(self._new_journal_path, self._journal_path)
             self._sync(self._files.sync_folder, self._folder)
         except BaseException:
+            if os.getpid() != process:  # as in `change`
+                raise
             if self._files.stamp(self._new_journal_path) is not None:  # it did not happen
                 written.extend(removable)
                 raise

@@ -25,6 +25,7 @@ from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.images.loading import load_image_list
 from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.state.store import Store
+from testing.bundles import files_in, write_bundle
 from testing.tiny_project import FEATURE_DIM, NUM_SEEN, TinyProject
 from tests.exporters.head_graphs import FEATURE_DIM as GRAPH_DIM
 from tests.exporters.head_graphs import GRAPHS, NUM_CLASSES, HeadGraph, rows, run_model
@@ -136,6 +137,18 @@ def test_an_engine_is_built_again_as_its_sidecar_says(tiny_project: TinyProject,
     device.apply(update_for(device, "okapi", version=1), allow_unsigned=True)
     made = compact(tmp_path / "bundle", out=tmp_path / "new")
     assert settings_of(tmp_path / "new", made) == settings
+
+
+@pytest.mark.parametrize("out", ["bundle/new", "bundle/some/new", "link/new", "bundle/link/../new"])
+def test_no_bundle_is_written_into_the_one_that_it_is_made_of(out: str, tmp_path: Path):
+    write_bundle(tmp_path / "bundle")
+    (tmp_path / "link").symlink_to("bundle")
+    before = files_in(tmp_path / "bundle")
+
+    with pytest.raises(UsageError, match=r"is within .*bundle, the bundle that is compacted"):
+        compact(tmp_path / "bundle", out=tmp_path / out)
+
+    assert files_in(tmp_path / "bundle") == before
 
 
 def test_a_target_that_this_machine_cannot_build_is_named_before_anything_is_written(

@@ -76,6 +76,26 @@ const calls = {
     };
     return (await open({ ...storage, read })).classes();
   },
+  // A page goes back; before it reads the slots that it goes back to, another page goes back twice, and removes them.
+  async overtakenGoingBack({ folder, data }) {
+    const storage = memoryStorage();
+    const open = (kept) => openBundle(folderSource(folder), { storage: kept, runtime });
+    const other = await open(storage);
+    for (const update of data) await other.apply(bytes(update));
+    let isGoingBack = false;
+    const read = async (name) => {
+      if (name !== 'journal.json' && isGoingBack) {
+        isGoingBack = false;
+        await other.rollback();
+        await other.rollback();
+      }
+      return storage.read(name);
+    };
+    const page = await open({ ...storage, read });
+    isGoingBack = true;
+    const { version } = await page.rollback();
+    return { version, classes: page.classes(), actions: (await page.history()).map(({ action }) => action) };
+  },
   // What the browser without Ed25519 does: importKey refuses the algorithm.
   async withoutEd25519({ device, data }) {
     crypto.subtle.importKey = async (...given) => {

@@ -14,6 +14,7 @@ const { asTime, parseStrict, Fraction } = await source('json.js');
 const { shown } = await source('errors.js');
 const { prepare, preprocessingFromJson } = await source('preprocessing.js');
 const { Session } = await source('session.js');
+const { parseEnvelope, UPDATE_TYPE, verifySignature } = await source('envelope.js');
 
 const storage = memoryStorage();
 const found = globalThis.indexedDB;
@@ -128,4 +129,17 @@ test('a model of another type of input', async () => {
     name: 'IncompatibleError',
     message: /takes "float16"/,
   });
+});
+
+test('lists and objects within each other, to the depth that Python takes', () => {
+  const nested = (depth) => '['.repeat(depth - 1) + '{"a": 1}' + ']'.repeat(depth - 1);
+  parseStrict(nested(256));
+  assert.throws(() => parseStrict(nested(257)), { name: 'SyntaxError', message: /^its values are nested too deeply/ });
+});
+
+test('a key id that is no text is a stranger\'s, and a list is none', async () => {
+  const file = (keyid) => JSON.stringify({ payload: '', payloadType: UPDATE_TYPE, signatures: [{ keyid, sig: 'AAAA' }] });
+  const read = async (keyid) => verifySignature(parseEnvelope(new TextEncoder().encode(file(keyid))), []);
+  for (const keyid of [null, 7, 1.5, true, '']) await assert.rejects(read(keyid), { name: 'SignatureError', message: /^The file is signed by / });
+  for (const keyid of [undefined, [], {}]) await assert.rejects(read(keyid), { name: 'CorruptFileError', message: /no key id/ });
 });

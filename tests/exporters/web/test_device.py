@@ -257,6 +257,40 @@ def test_slots_that_another_page_removed_meanwhile_are_no_damage(node, bundle, k
     assert node.call("overtaken", folder=str(bundle), data=data) == ["cat", "dog", "owl", "okapi"]
 
 
+def test_a_page_that_another_one_overtakes_while_it_goes_back_goes_back_from_there(node, bundle, keys):
+    names = ("okapi", "gnu", "zebra")
+    updates = [signed_bytes(make_update(name, version=n), keys.private_path) for n, name in enumerate(names, start=1)]
+    data = [base64.b64encode(update).decode() for update in updates]
+
+    found = node.call("overtakenGoingBack", folder=str(bundle), data=data)
+
+    assert (found["version"], found["classes"]) == (0, ["cat", "dog", "owl"])
+    assert found["actions"] == ["apply"] * 3 + ["rollback"] * 3
+
+
+def test_both_devices_refuse_the_same_depth_and_the_same_key_ids(device, bundle, keys):
+    good = json.loads(signed_bytes(make_update("okapi"), keys.private_path))
+    python = Device.open(bundle)
+    signature = good["signatures"][0]
+    files = [
+        (good | {"signatures": [signature | {"keyid": None}]}, "SignatureError"),
+        (good | {"signatures": [signature | {"keyid": 7}]}, "SignatureError"),
+        (good | {"signatures": [signature | {"keyid": []}]}, "CorruptFileError"),
+        (good | {"note": json.loads("[" * 256 + "]" * 256)}, "CorruptFileError"),
+        (good | {"note": json.loads("[" * 255 + "]" * 255)}, None),
+    ]
+    for document, expected in files:
+        data = json.dumps(document).encode()
+        if expected is None:
+            assert python.apply(data).changed
+            assert device.apply(data)["changed"]
+            continue
+        with pytest.raises(ICISDeployError) as found:
+            python.apply(data)
+        assert type(found.value).__name__ == expected
+        refused(lambda data=data: device.apply(data), expected, "^The file is ")
+
+
 @pytest.mark.parametrize("clock", [1e15, -1e15])
 def test_a_clock_that_no_calendar_has_is_named(node, bundle, keys, clock):
     device = node.open(bundle, clock=clock)

@@ -111,3 +111,16 @@ def test_a_chain_is_followed_to_its_end_and_no_further() -> None:
     assert list(causes_of(raised(BundleError("a"), KeyError("b")))) == ["KeyError: 'b'"]
     assert list(causes_of(raised(BundleError("a"), KeyError("b"), hidden=True))) == []
     assert list(causes_of(BundleError("alone"))) == []
+
+
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(*_arguments: object, **_keywords: object) -> None:
+        raise MemoryError("Unable to allocate 3.00 GiB for an array")
+
+    monkeypatch.setattr(cli.commands["classes"], "callback", failing)
+
+    assert run(["classes", "."]) == 4
+    assert capsys.readouterr().err == (
+        "Error: There is not enough memory: Unable to allocate 3.00 GiB for an array. End other programs, or use a "
+        "machine with more memory.\n"
+    )

@@ -263,7 +263,7 @@ def test_a_system_without_memory_refuses_no_file(inbox, bundle, good, monkeypatc
     assert process_inbox(inbox, bundle).files[0].applied is not None
 
 
-def test_nothing_is_written_through_a_link(inbox, bundle, tmp_path):
+def test_nothing_is_written_through_a_link(inbox, bundle, good, tmp_path):
     private = tmp_path / "private"
     private.write_text("of the device's user")
     (inbox / "refused").mkdir()
@@ -271,9 +271,13 @@ def test_nothing_is_written_through_a_link(inbox, bundle, tmp_path):
         (inbox / "refused" / name).symlink_to(private)
     (inbox / "done").symlink_to(bundle / "trust")
     put(inbox / "1.icis", b"not an update")
+    put(inbox / "2.icis", good)
+    trusted = sorted((bundle / "trust").iterdir())
 
     assert run(inbox, bundle)[0] == 6
     assert private.read_text() == "of the device's user"
+    assert sorted((bundle / "trust").iterdir()) == trusted
+    assert (inbox / "done" / "2.icis").read_bytes() == good
     assert (inbox / "refused" / "1.icis").read_bytes() == b"not an update"
 
 

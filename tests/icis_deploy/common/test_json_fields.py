@@ -156,3 +156,11 @@ def test_values_are_counted_before_any_is_made(data):
 def test_a_file_of_as_many_bytes_as_values_is_not_searched():
     assert not has_more_values(b"[[[", 3)
     assert has_more_values(b"[[[", 2)
+
+
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+def test_lists_and_objects_are_within_each_other_to_a_depth_that_is_the_same_everywhere(start, end):
+    load_strict(start * 255 + "[]" + end * 255)
+    with pytest.raises(ValueError, match=r"^its values are nested too deeply$"):
+        load_strict(start * 256 + "[]" + end * 256)
+    assert load_strict(f"[{'[],' * 3000}[]]") == [[]] * 3001

@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 
 from icis_deploy.bundle.manifest import load_manifest
-from icis_deploy.errors import IncompatibleError, WrongBaseError
+from icis_deploy.errors import IncompatibleError, VersionRollbackError, WrongBaseError
 from icis_deploy.runtime import operations
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.journal import MAX_HISTORY
 from icis_deploy.runtime.state.store import Store
-from testing.bundles import files_in, images, make_update, seen_head, trust, write_bundle, write_signed
+from testing.bundles import (
+    FEATURE_DIM,
+    files_in,
+    images,
+    make_update,
+    seen_head,
+    trust,
+    write_bundle,
+    write_signed,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECOND_PROCESS = """
@@ -218,3 +227,92 @@ def test_a_relative_path_is_the_one_it_was_after_the_process_moved(bundle_folder
     assert device.disable("cat")
     assert device.refresh() is False
     assert Device.open(bundle_folder).classes() == ("dog", "owl")
+
+
+def test_a_copy_of_hard_links_is_another_bundle(bundle_folder, link, signed, tmp_path):
+    """As `cp -al` makes it: both manifests are one file."""
+    device = Device.open(link, num_threads=1)
+    device.apply(signed(make_update("okapi", version=1)))
+    shutil.copytree(bundle_folder, tmp_path / "copy", copy_function=os.link)
+    point(link, tmp_path / "copy")
+    Device.open(link, num_threads=1).apply(signed(make_update("zebra", version=2)))
+
+    assert device.refresh() is True
+
+    assert (device.version, device.classes()) == (2, ("cat", "dog", "owl", "okapi", "zebra"))
+
+
+def exchange(folder: Path, new: Path) -> None:
+    folder.rename(folder.with_name("aside"))
+    new.rename(folder)
+
+
+def overlay(folder: Path, new: Path) -> None:
+    shutil.copytree(new, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("replaced_by", [exchange, overlay])
+def test_a_bundle_that_takes_the_place_of_another_one_during_a_change_is_not_changed(
+    replaced_by, bundle_folder, new_folder, signed
+):
+    new = Device.open(new_folder, num_threads=1)
+    new.apply(signed(make_update("okapi", version=3)))
+    slots = {path.name for path in (new_folder / "state").iterdir()}
+    device = Device.open(bundle_folder, num_threads=1)
+    before = files_in(new_folder)
+
+    def row(_held: object) -> np.ndarray:
+        replaced_by(bundle_folder, new_folder)
+        return np.linspace(-1, 1, FEATURE_DIM + 1, dtype=np.float32)
+
+    with pytest.raises(IncompatibleError, match="holds another bundle than when it was opened"):
+        device._opened.updater.teach("bongo", row)
+
+    assert {name: data for name, data in files_in(bundle_folder).items() if name in before} == before
+    assert slots <= {path.name for path in (bundle_folder / "state").iterdir()}
+    assert Device.open(bundle_folder, num_threads=1).classes() == ("cat", "dog", "owl", "okapi")
+    assert device.classes() == ("cat", "dog", "owl")
+
+
+def test_a_replacement_takes_along_what_another_process_went_over_to(new_folder, link, signed, keys, tmp_path):
+    first, second = Device.open(link, num_threads=1), Device.open(link, num_threads=1)
+    first.replace(new_folder, num_threads=1)
+    point(link, new_folder)
+    first.apply(signed(make_update("okapi", version=8)))
+    first.disable("dog")
+    third = Device.open(link, num_threads=1)
+    newest = write_bundle(tmp_path / "newest", capacity=9, head_version=1)
+    trust(newest, keys.public_path)
+
+    with pytest.raises(VersionRollbackError, match="holds version 1; this device holds version 8"):
+        second.replace(newest, num_threads=1)
+    second.apply(signed(make_update(removed=("okapi",), version=9)))
+    second.rollback()
+    newest = write_bundle(tmp_path / "newest still", capacity=9, head_version=8)
+    trust(newest, keys.public_path)
+    second.replace(newest, num_threads=1)
+    point(link, newest)
+
+    assert second.disabled_classes() == ("dog",)
+    assert third.refresh() is True
+    with pytest.raises(VersionRollbackError):
+        third.apply(signed(make_update("zebra", version=9)))
+
+
+def test_a_replacement_by_what_the_link_leads_to_already_is_one(new_folder, link):
+    first, second = Device.open(link, num_threads=1), Device.open(link, num_threads=1)
+    first.replace(new_folder, num_threads=1)
+    point(link, new_folder)
+
+    assert second.replace(new_folder, num_threads=1).action == "replace"
+    assert second.bundle.capacity == 9
+
+
+def test_a_link_that_leads_nowhere_keeps_no_device_from_another_bundle(new_folder, link):
+    device = Device.open(link, num_threads=1)
+    device.disable("dog")
+    link.unlink()
+
+    device.replace(new_folder, num_threads=1)
+
+    assert (device.version, device.disabled_classes()) == (2, ("dog",))

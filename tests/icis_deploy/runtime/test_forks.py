@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from icis_deploy.errors import StorageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state import store
 from icis_deploy.runtime.state.filesystem import OSFileSystem
@@ -125,6 +126,66 @@ def test_a_child_that_is_forked_under_the_lock_does_not_release_it(bundle_folder
         assert exit_code(in_child(leave)) == 0
         with pytest.raises(TimeoutError), OSFileSystem().locked(bundle_folder, 0.0):
             pass
+
+
+@pytest.mark.parametrize(
+    ("child_does", "step"),
+    [
+        *(
+            (does, step)
+            for does in ("goes on", "exits")
+            for step in ("before slots", "after slots", "before the commit")
+        ),
+        ("exits", "after the commit"),
+    ],
+)
+def test_a_child_that_was_forked_in_the_middle_of_a_change_leaves_it_to_its_parent(
+    child_does, step, bundle_folder, signed, monkeypatch
+):
+    """As a handler of signals forks it; `sys.exit` runs what undoes a change."""
+    device = Device.open(bundle_folder, num_threads=1)
+    device.apply(signed(make_update("okapi", version=1)))
+    parent, children = os.getpid(), []
+
+    def fork() -> None:
+        if children or os.getpid() != parent:
+            return
+        child = os.fork()
+        if child:
+            children.append(exit_code(child))  # before the parent goes on
+        elif child_does == "exits":
+            raise SystemExit
+
+    owner, name = {
+        "before slots": (store.PendingChange, "begin_slots"),
+        "after slots": (store.PendingChange, "slots_entry"),
+        "before the commit": (store.PendingChange, "write_journal"),
+        "after the commit": (OSFileSystem, "replace"),
+    }[step]
+    real = getattr(owner, name)
+
+    def call(*arguments):
+        if step == "before slots":
+            fork()
+        result = real(*arguments)
+        if step != "before slots":
+            fork()
+        return result
+
+    monkeypatch.setattr(owner, name, call)
+    code = 0
+    try:
+        device.apply(signed(make_update("zebra", version=2)))
+    except (StorageError, SystemExit) as error:
+        code = 9 if isinstance(error, SystemExit) else 7 if "was forked while" in str(error) else 8
+    finally:
+        if os.getpid() != parent:
+            os._exit(code or 1)
+
+    assert children == [7 if child_does == "goes on" else 9]
+    assert code == 0
+    assert device.classes() == Device.open(bundle_folder).classes() == ("cat", "dog", "owl", "okapi", "zebra")
+    assert not list((bundle_folder / "state").glob("*.new"))
 
 
 def test_a_child_that_python_did_not_fork_keeps_no_lock_either(bundle_folder):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from icis_deploy.errors import CorruptFileError, LoadError, StorageError
+from icis_deploy.errors import CorruptFileError, LoadError, RuntimeFailureError, StorageError
 from icis_deploy.runtime import inbox as inbox_module
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.inbox import InboxReport, process_inbox
@@ -94,6 +94,23 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(inbox, bundle_folder, befor
     assert waiting(inbox) == []
 
 
+def test_a_file_that_became_a_link_is_not_followed(inbox, bundle_folder, before_call, tmp_path):
+    private = tmp_path / "private.icis"
+
+    def exchange() -> None:
+        if not private.exists():
+            (inbox / "1.icis").rename(private)
+            (inbox / "1.icis").symlink_to(private)
+
+    before_call("open", exchange)
+
+    report = process_inbox(inbox, bundle_folder)
+
+    assert results(report) == [("1.icis", False), ("2.icis", True)]
+    assert str(report.files[0].reason).startswith("It cannot be read: ")
+    assert not (inbox / "refused" / "1.icis").exists()
+
+
 def test_a_file_that_the_disk_does_not_give_is_refused_and_the_next_one_taken(inbox, bundle_folder, before_call):
     before_call("open", refusing(errno.EIO))
 
@@ -115,6 +132,26 @@ def test_a_system_without_descriptors_or_memory_refuses_no_file(number, inbox, b
     assert isinstance(report.fault, StorageError)
     assert report.fault.where == inbox
     assert waiting(inbox) == ["1.icis", "2.icis"]
+
+
+@pytest.mark.parametrize("short_of", ["JSON", "signature"])
+def test_an_update_for_which_there_is_no_memory_waits(short_of, inbox, bundle_folder, monkeypatch):
+    from securesystemslib.dsse import Envelope
+
+    def without_memory(*_given: object, **_named: object) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        if short_of == "JSON":
+            patched.setattr("icis_deploy.updates.envelope.load_strict", without_memory)
+        else:
+            patched.setattr(Envelope, "verify", without_memory)
+        report = process_inbox(inbox, bundle_folder)
+
+    assert (report.files, report.num_left) == ((), 2)
+    assert isinstance(report.fault, RuntimeFailureError)
+    assert str(report.fault).startswith("There is not enough memory to apply '1.icis'")
+    assert results(process_inbox(inbox, bundle_folder)) == [("1.icis", True), ("2.icis", True)]
 
 
 def test_a_bug_that_one_file_finds_stops_no_other(inbox, bundle_folder, monkeypatch):

@@ -48,6 +48,21 @@ def test_a_journal_that_the_disk_does_not_give_is_named(bundle_folder):
     assert raised.value.where == bundle_folder / "state" / "journal.json"
 
 
+@pytest.mark.parametrize("name", ["state", "state/journal.json"])
+def test_a_state_on_a_disk_that_is_not_there_is_not_that_of_a_new_bundle(name, bundle_folder, signed):
+    device = Device.open(bundle_folder, num_threads=1)
+    device.apply(signed(make_update("okapi")))
+    (bundle_folder / name).rename(bundle_folder / "elsewhere")
+    (bundle_folder / name).symlink_to("/nowhere/at/all")
+
+    for call in (device.refresh, device.history, device.rollback, lambda: Device.open(bundle_folder)):
+        with pytest.raises(BundleError, match=rf"{name} is a link that leads nowhere\. Check .* mounted") as raised:
+            call()
+        assert raised.value.where == bundle_folder / "state" / "journal.json"
+
+    assert device.classes() == ("cat", "dog", "owl", "okapi")
+
+
 def test_slots_that_the_disk_does_not_give_are_named_with_the_way_back(bundle_folder, signed):
     device = Device.open(bundle_folder)
     device.apply(signed(make_update("okapi")))
