@@ -170,8 +170,13 @@ def say_accuracies(entries: Sequence[Entry]) -> list[str]:
     if best_h > 0:
         accuracy = next(each for _, each in measured if best_h == each.H)
         said += _say_best([name for name, each in measured if each == accuracy], accuracy)
+    elif all(each.U is None for _, each in measured):
+        said.append("No image is of an unseen class: S alone was measured.")
+    elif all(each.S is None for _, each in measured):
+        said.append("No image is of a seen class: U alone was measured.")
     else:
-        said.append(f"No image of an unseen class is recognised by {enumeration([name for name, _ in measured])}.")
+        kind = "a seen" if any(each.U for _, each in measured) else "an unseen"
+        said.append(f"No image of {kind} class is recognised by {enumeration([name for name, _ in measured])}.")
     sources = sorted({each.source for _, each in measured})
     said.append(f"Measured on {enumeration(sources)}. Bars are macro averages; lines are 99 % intervals over classes.")
     return said

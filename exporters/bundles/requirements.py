@@ -46,7 +46,7 @@ def require_exportable(loaded: LoadedModel, location: HeadLocation, preprocessin
             found=loaded.input_dtype,
             expected="float32",
             where=loaded.spec,
-            hint="Export it with a float32 input.",
+            hint="Export it with a float32 input, which the model itself casts where it needs integers.",
         )
 
 

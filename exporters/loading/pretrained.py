@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 _HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_OTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?(?P<config>\w+)'>")
+"""How transformers says that a model is no image classifier; what follows advises on what to load it as instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,17 @@ def _refusal(spec: str, error: Exception) -> ModelLoadError:
             expected="a model that transformers itself knows",
             where=spec,
             hint="Look through that code, and give the model as a factory of yours, or as a .onnx file.",
+        )
+    other = _OTHER_KIND.search(text)
+    if other is not None:
+        return ModelLoadError(
+            f"transformers cannot load {spec} as an image classifier: its configuration is a {other['config']}, and no "
+            f"image classifier of transformers has one.",
+            found=other["config"],
+            expected="the configuration of an image classifier of transformers",
+            where=spec,
+            hint="If it classifies text, sound or the like, export it yourself with one float32 input, which a model "
+            "of token ids casts itself, and give the .onnx file.",
         )
     if not Path(spec).is_dir():
         return ModelLoadError(

@@ -99,10 +99,12 @@ def export_module(module: Module, image_shape: tuple[int, ...]) -> ExportedProgr
             )
     except Exception as error:  # whatever the module's forward and torch's tracer raise
         raise ExportError(
-            f"torch.export cannot trace {type(module).__name__} on images of shape {image_shape}: {first_line(error)}.",
+            f"torch.export cannot trace {type(module).__name__} on inputs of shape {image_shape}, "
+            f"{str(dtype).removeprefix('torch.')}: {first_line(error)}.",
             found=first_line(error),
             where=type(module).__name__,
-            hint="Check `input_shape`, or export the model yourself and give the .onnx or .pt2 file.",
+            hint="Check `input_shape`, let forward cast what it takes where it needs integers, or export the model "
+            "yourself and give the .onnx or .pt2 file.",
         ) from error
     return program
 

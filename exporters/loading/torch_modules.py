@@ -253,6 +253,14 @@ def _imported(factory: str) -> Callable[[], object]:
             expected="package.module:function",
             hint="Write a colon between module and function, such as torchvision.models:resnet18.",
         )
+    path = Path(module_name)
+    if path.suffix == ".py":
+        raise UsageError(
+            f"{factory!r} names a file; expected package.module:function.",
+            found=factory,
+            expected="package.module:function",
+            hint=f"Write {path.stem}:{attribute}, and run this in the folder of that file.",
+        )
     here = str(Path.cwd())
     sys.path.insert(0, here)  # a console script lacks the current folder, where a user's own model file is
     try:

@@ -63,7 +63,7 @@ def compact(
     journal = store.load_journal(described)
     table = store.load_table(described, journal.current)
     if key is None and os.path.lexists(folder / SIGNATURE_NAME):
-        tell([f"{folder} is signed; {out}, made of it, is not: sign it with `sign_bundle()`, or give a `key`."])
+        tell([f"{folder} is signed; {out}, made of it, is not: sign it with `sign_bundle()`, or give `key`."])
     return write_compacted(
         path_from(out, name="out"),
         FormerBundle(folder=folder, bundle=described, journal=journal, table=table),

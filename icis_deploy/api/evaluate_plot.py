@@ -52,7 +52,10 @@ def save_curve_plot(path: Path, report: AccuracyReport) -> None:
     axes.plot(u, s, color=CURVE, linewidth=2, drawstyle="steps-pre")
     before = report.curve[0].S if report.S_original is None else report.S_original
     axes.axhline(100 * before, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(0.995, 100 * before + 1, f"before the new classes: S {100 * before:.1f}", color=FAINT, ha="right",
+    right = max(100 * report.curve[-1].U * 1.06, 1.0)
+    # On the side where the point as exported is not: its interval would cross the text.
+    at, side = (0.995, "right") if 200 * (report.U or 0.0) < right else (0.005, "left")
+    axes.text(at, 100 * before + 1, f"before the new classes: S {100 * before:.1f}", color=FAINT, ha=side,
               va="bottom", transform=axes.get_yaxis_transform(), fontsize=9)  # fmt: skip
     for point in report.budget_points:
         axes.plot(100 * point.U, 100 * point.S, "o", color=CURVE, markersize=6, markerfacecolor="white",
@@ -60,7 +63,7 @@ def save_curve_plot(path: Path, report: AccuracyReport) -> None:
     _draw_interval(axes, report)
     axes.plot(100 * report.U, 100 * report.S, "D", color=OWN, markersize=9, zorder=5)
     _draw_table(axes, report, before)
-    axes.set_xlim(0, max(100 * report.curve[-1].U * 1.06, 1.0))
+    axes.set_xlim(0, right)
     axes.set_ylim(0, min(112.0, 100 * before * 1.16 + 2))
     axes.set_xlabel(f"U: images of the {_num_classes(report, is_seen=False)} new classes that are right, %", color=INK)
     axes.set_ylabel(f"S: images of the {_num_classes(report, is_seen=True)} old classes that are right, %", color=INK)

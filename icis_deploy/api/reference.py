@@ -169,9 +169,8 @@ def refusals_to_expect(bundle: Bundle, reference: Reference, table: SlotTable) -
     if not changed.is_over_limit:
         return ()
     likely = clopper_pearson(changed.num_changed, changed.num_reference).high
-    is_drawn = bundle.reference_source in {"pseudo-features", "neutral images"}
-    cure = "give images of classes that the model knows with `seen_images`, or " if is_drawn else ""
-    kind = "features that stand in for images" if is_drawn else "images"
+    cure = "give images of classes that the model knows with `seen_images`, or " if bundle.is_reference_drawn else ""
+    kind = "features that stand in for images" if bundle.is_reference_drawn else "images"
     return (
         f"A device would refuse the new classes as an update, and others like them: they change {changed.num_changed} "
         f"of {changed.num_reference} answers on {kind} of known classes ({percent(changed.share)}), and one update may "

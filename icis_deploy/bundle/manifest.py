@@ -343,6 +343,11 @@ class Bundle:
             )
 
     @property
+    def is_reference_drawn(self) -> bool:
+        """Whether the reference is of features that stand in for images of known classes, not of such images."""
+        return self.reference_source in {"pseudo-features", "neutral images"}
+
+    @property
     def seen_names(self) -> tuple[str, ...]:
         """`(num_seen,)`: the classes that the original model knew."""
         return self.class_names[: self.num_seen]

@@ -83,6 +83,12 @@ def _text(report: FleetReport) -> str:
 
     num_devices = sum(row.status is not None for row in report.rows)
     parts = [f"{num_devices:,} device{'s' * (num_devices != 1)}, {report.num_ok:,} ok"]
+    if left_out := report.num_superseded:
+        many = left_out != 1
+        parts[0] += (
+            f"; {left_out:,} older {'statuses' if many else 'status'} of {'these' if many else 'the same'} device"
+        )
+        parts[0] += f"{'s are' if many else ' is'} left out"
     counts = [(f"{count:,}", ATTENTION[name]) for name, count in report.counts.items()]
     if counts:
         parts.append(columns(counts, right=[0]))

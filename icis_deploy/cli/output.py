@@ -28,6 +28,7 @@ from typing import Any, TextIO
 
 import click
 
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.parameter_types import Choice
 from icis_deploy.common.terminal_text import called_inputs, columns, percent, points_text, printable
 from icis_deploy.errors import RuntimeFailureError
@@ -246,13 +247,14 @@ def library_warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def noted_warnings() -> Iterator[None]:
-    """Write the library's warnings to stderr, for commands whose result does not carry them."""
+    """Write the library's warnings to stderr in this command's words, where its result does not carry them."""
+    command = click.get_current_context().info_name or ""
     with library_warnings() as messages:
         try:
             yield
         finally:
             for message in dict.fromkeys(messages):
-                note(f"Warning: {printable(message)}")
+                note(f"Warning: {printable(command_line_hint(message, all_commands(), command=command))}")
 
 
 def curve_table(curve: Sequence[Mapping[str, float]]) -> str:

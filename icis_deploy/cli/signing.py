@@ -326,7 +326,7 @@ def _changed_answers(changed: ChangedAnswers) -> dict[str, Any]:
 
 def _changed_answers_text(changed: ChangedAnswers) -> str:
     lines = [
-        f"{changed.num_changed} of {changed.num_reference} answers on images of known classes change "
+        f"{changed.num_changed} of {changed.num_reference} answers on known classes change "
         f"({percent(changed.share)}; the bundle lets {percent(changed.limit)} change)"
     ]
     if changed.takers:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from icis_deploy._version import __version__
+from icis_deploy.cli.hints import all_commands, command_line_hint
 from icis_deploy.cli.options import BUNDLE, EXISTING_FOLDER
 from icis_deploy.cli.output import format_option, print_result
 from icis_deploy.common.terminal_text import columns
@@ -35,7 +36,7 @@ def status(bundle: Path, device: str | None, inbox: Path | None) -> None:
     found = status_of(bundle, device=device or socket.gethostname(), release=__version__, inbox=inbox)
     text = [
         ("device", found.device),
-        ("health", "ok" if not found.problems else f"{len(found.problems)} problems"),
+        ("health", "ok" if not found.problems else f"{len(found.problems)} problem{'s' * (len(found.problems) != 1)}"),
         ("version", _known(found.version)),
         ("highest version", _known(found.highest_version)),
         ("last change", found.changed or "none"),
@@ -45,12 +46,17 @@ def status(bundle: Path, device: str | None, inbox: Path | None) -> None:
         ("head", _known(found.head_sha256)),
         ("keys", f"version {_known(found.trust_version)}: {', '.join(key[:16] for key in found.key_ids) or 'none'}"),
         ("refused", "no inbox was named" if found.num_refused is None else str(found.num_refused)),
-        *((f"  {each.file}", f"{each.time} {each.reason}") for each in found.refusals),
-        *(("problem", problem) for problem in found.problems),
+        *((f"  {each.file}", f"{each.time} {_words(each.reason)}") for each in found.refusals),
+        *(("problem", _words(problem)) for problem in found.problems),
     ]
     print_result(found.to_dict(), text=columns(text), status="error" if found.problems else "ok")
     if found.problems:
         raise click.exceptions.Exit(FAULT)
+
+
+def _words(text: str) -> str:
+    """Return what the library said in the words of the command line."""
+    return command_line_hint(text, all_commands(), command="status")
 
 
 def _known(value: object) -> str:

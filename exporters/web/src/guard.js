@@ -153,7 +153,7 @@ export class Guard {
     if (share > limit) {
       const named = takers.slice(0, 5).map(([name, count]) => `${shown(name)} (${count})`).join(', ');
       const others = takers.length > 5 ? ` and ${takers.length - 5} others` : '';
-      throw new GuardError(`The change takes ${numChanged} of ${numReference} answers on images of known classes (${percent(share)}) from the classes that give them now; this bundle lets one change take ${percent(limit)}. They would go to ${named}${others}. Nothing was changed.`, {
+      throw new GuardError(`The change takes ${numChanged} of ${numReference} answers on known classes (${percent(share)}) from the classes that give them now; this bundle lets one change take ${percent(limit)}. They would go to ${named}${others}. Nothing was changed.`, {
         found: share,
         expected: `at most ${limit}`,
         hint,

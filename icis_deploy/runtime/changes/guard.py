@@ -83,6 +83,9 @@ class ChangedAnswers:
     copies: tuple[tuple[str, str], ...] = ()
     """Classes of the change whose rows are copies of seen ones', each with the seen class."""
 
+    is_reference_drawn: bool = False
+    """Whether the reference is of features that stand in for images: more of their answers change."""
+
     @property
     def share(self) -> float:
         """Share of the answers that change, 0..1; 0 where no image counts."""
@@ -122,14 +125,18 @@ class ChangedAnswers:
         named = [f"{printable(repr(name), max_length=MAX_SHOWN)} ({count})" for name, count in self.takers[:_MAX_NAMED]]
         others = f" and {len(self.takers) - _MAX_NAMED} others" if len(self.takers) > _MAX_NAMED else ""
         raise GuardError(
-            f"The change takes {self.num_changed} of {self.num_reference} answers on images of known classes "
+            f"The change takes {self.num_changed} of {self.num_reference} answers on known classes "
             f"({percent(self.share)}) from the classes that give them now; this bundle lets one change take "
             f"{percent(self.limit)}. They would go to {', '.join(named)}{others}. Nothing was changed.",
             found=self.share,
             expected=f"at most {self.limit}",
             hint=(
-                "Inject again with a smaller `max_seen_loss`, or leave these classes out; where it is meant, "
-                "give `allow_changed_answers=True`, and the history says so."
+                "The bundle looks at features that stand in for images, which are taken more easily: export it again "
+                "with `seen_images`. Where there are none, inject again with a smaller `max_seen_loss`, or leave these "
+                "classes out; where it is meant, give `allow_changed_answers=True`, and the history says so."
+                if self.is_reference_drawn
+                else "Inject again with a smaller `max_seen_loss`, or leave these classes out; where it is meant, give "
+                "`allow_changed_answers=True`, and the history says so."
             ),
         )
 
@@ -201,6 +208,7 @@ class Guard:
             num_changed=takers.total(),
             limit=self.limit,
             takers=tuple(sorted(takers.items(), key=lambda item: (-item[1], item[0]))),
+            is_reference_drawn=self._bundle.is_reference_drawn,
             copies=self._copies(sketches, [str(after.class_names[slot]) for slot in moved], silent),
         )
 

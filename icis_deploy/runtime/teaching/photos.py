@@ -48,7 +48,6 @@ DRAWN_REFERENCE = (
     "The offset of the class was set on features that stand in for images of known classes, and how much accuracy "
     "these lose is not known. Export the bundle again with `seen_images`."
 )
-_DRAWN_SOURCES = frozenset({"pseudo-features", "neutral images"})
 _BATCH_SIZE = 16
 _MAX_NAMED = 5
 
@@ -187,7 +186,7 @@ def doubts(
                 f"The model is sure that {count} of {len(answers)} photos of {shown(class_name)} show {shown(name)}, "
                 f"which it knows ({percent(least)} or more). If they do, take this back with `Device.rollback()`."
             )
-    if bundle.reference_source in _DRAWN_SOURCES:
+    if bundle.is_reference_drawn:
         found.append(DRAWN_REFERENCE)
     return tuple(found)
 

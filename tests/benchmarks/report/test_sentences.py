@@ -122,6 +122,21 @@ def test_an_injection_that_recognises_nothing_is_said_to(entries):
     assert say_accuracies(nothing)[0] == "No image of an unseen class is recognised by original, fused and updatable."
 
 
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"U": None, "H": None}, "No image is of an unseen class: S alone was measured."),
+        ({"S": None, "H": None}, "No image is of a seen class: U alone was measured."),
+        ({"S": 0.0, "H": 0.0}, "No image of a seen class is recognised by original, fused and updatable."),
+    ],
+    ids=["seen alone", "unseen alone", "no seen one right"],
+)
+def test_of_classes_without_an_image_no_figure_is_claimed(figures, said, entries):
+    given = replace(accuracy(U=0.4, S=0.9), **figures)
+
+    assert say_accuracies([replace(e, target=replace(e.target, accuracy=given)) for e in entries])[0] == said
+
+
 def test_targets_that_are_equally_right_are_named_together(entries):
     _, fused, updatable = entries
     equal = replace(fused, target=replace(fused.target, accuracy=updatable.target.accuracy))

@@ -206,6 +206,12 @@ def test_a_factory_without_both_parts_is_a_usage_error(project: Path, factory: s
         build_module(factory, project / "weights.pth")
 
 
+@pytest.mark.parametrize("file", ["users_models.py", "models/users_models.py"])
+def test_a_factory_in_a_file_is_told_how_it_is_written(project: Path, file: str):
+    with pytest.raises(UsageError, match=r"names a file; .* Write users_models:linear, and run this in the folder of"):
+        build_module(f"{file}:linear", project / "weights.pth")
+
+
 class Stating(torch.nn.Module):
     """A module with a configuration."""
 

@@ -133,7 +133,7 @@ def test_compact_signs_the_new_bundle_or_says_that_it_is_not(signed: Path, keys,
     capsys.readouterr()
     assert run(["compact", str(signed), "--out", str(tmp_path / "noted")]) == 0
     printed = capsys.readouterr()
-    assert "Warning: " in printed.err
+    assert printed.err.endswith("sign it with `icis-deploy sign-bundle`, or give --key.\n")
     assert "`icis-deploy sign-bundle` signs it" in printed.out
 
     out = tmp_path / "compacted"

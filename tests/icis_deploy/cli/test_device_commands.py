@@ -325,7 +325,7 @@ def test_an_update_that_takes_too_many_answers_is_refused_unless_it_is_allowed(
 
     assert run(["diff", str(guarded), update]) == 0
     shown = capsys.readouterr().out
-    assert "answers on images of known classes change (100.0 %; the bundle lets 2.5 % change)" in shown
+    assert "answers on known classes change (100.0 %; the bundle lets 2.5 % change)" in shown
     assert "`icis-deploy apply` REFUSES this update without --allow-changed-answers." in shown
     changed = run_json(["diff", str(guarded), update], capsys)[1]["changed_answers"]
     assert (changed["share"], changed["limit"], changed["is_refused"]) == (1.0, 0.025, True)

@@ -109,6 +109,19 @@ def test_of_a_device_the_latest_status_counts(write, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("num_older", "shown"),
+    [(1, "1 older status of the same device is left out"), (2, "2 older statuses of these devices are left out")],
+)
+def test_statuses_that_do_not_count_are_said_to_be_there(num_older: int, shown: str, write, tmp_path, capsys):
+    for hour in range(num_older + 1):
+        write("camera", time=f"2026-11-30T0{hour}:00:00Z", problems=[])
+
+    assert run(["fleet-report", str(tmp_path), "--out", str(tmp_path / "fleet.html")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"1 device, 1 ok; {shown}"
+    assert f" {shown}." in (tmp_path / "fleet.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "Expecting value"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from datetime import datetime, timezone
 
 import pytest
@@ -173,3 +175,16 @@ def test_the_command_prints_all_of_it_and_says_whether_the_bundle_is_whole(bundl
     assert "model.onnx" in damaged["problems"][0]
     assert text_code == 4
     assert "model.onnx" in text
+    found = len(damaged["problems"])
+    assert re.search(rf"health +{found} problem{'s' * (found > 1)}\n", text)
+
+
+def test_the_text_gives_reasons_in_the_words_of_the_command_line(bundle_folder, tmp_path, capsys):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir(mode=0o700)
+    (inbox / "1.icis").write_text("{}")
+    os.utime(inbox / "1.icis", (0, 0))  # nobody is writing it any more
+    process_inbox(inbox, bundle_folder, sleep=lambda _seconds: None)
+
+    assert run(["status", str(bundle_folder), "--inbox", str(inbox)]) == 0
+    assert "that `icis-deploy inject` and `icis-deploy sign` made" in capsys.readouterr().out

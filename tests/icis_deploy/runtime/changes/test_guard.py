@@ -101,11 +101,29 @@ def test_the_message_says_how_many_answers_go_where_and_what_to_do(
         Device.open(guarded).apply(signed(update_of(hijack=row(bias=60.0), okapi=row(bias=-60.0))))
 
     assert str(caught.value).startswith(
-        "The change takes 200 of 200 answers on images of known classes (100.0 %) from the classes that give them now; "
+        "The change takes 200 of 200 answers on known classes (100.0 %) from the classes that give them now; "
         "this bundle lets one change take 5.0 %. They would go to 'hijack' (200). Nothing was changed."
     )
     assert "`allow_changed_answers=True`" in str(caught.value)
     assert (caught.value.found, caught.value.expected) == (1.0, "at most 0.05")
+
+
+def test_where_the_reference_is_no_images_the_message_asks_for_some():
+    changed = ChangedAnswers(num_reference=15, num_changed=3, limit=0.05, takers=(("okapi", 3),))
+
+    with pytest.raises(GuardError) as caught:
+        changed.require_few()
+    assert "`seen_images`" not in str(caught.value)
+    with pytest.raises(GuardError, match=r"features that stand in for images, .* again with `seen_images`"):
+        replace(changed, is_reference_drawn=True).require_few()
+
+
+@pytest.mark.parametrize(("source", "is_drawn"), [("pseudo-features", True), ("seen images", False), (None, False)])
+def test_what_changes_says_whether_its_reference_was_drawn(source: str | None, is_drawn: bool, guarded: Path):
+    guard = load_guard(guarded, replace(load_manifest(guarded), reference_source=source))
+    empty = empty_slots(4, FEATURE_DIM)
+
+    assert guard.changed_answers(empty, empty, written=()).is_reference_drawn is is_drawn
 
 
 def test_a_class_that_is_disabled_hides_no_answers_from_the_guard(
