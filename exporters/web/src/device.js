@@ -8,7 +8,7 @@ import { parseEnvelope, STATEMENT_TYPE, verifySignature } from './envelope.js';
 import { BundleError, CorruptFileError, ICISDeployError, IncompatibleError, IntegrityError, LoadError, RuntimeFailureError, shown, SignatureError, StorageError, UsageError } from './errors.js';
 import { Guard, parseReference } from './guard.js';
 import { pixelsOf } from './images.js';
-import { afterReplacement, afterRollback, afterTrustedKeys, afterUpdate, inEffect, lineOf, maxUpdateBytes, planUpdate, verifyFile } from './rules.js';
+import { afterReplacement, afterRollback, afterTrustedKeys, afterUpdate, inEffect, lineOf, maxUpdateBytes, originsAfter, planUpdate, verifyFile } from './rules.js';
 import { currentState, initialJournal, parseJournal, serializeJournal, slotsName } from './journal.js';
 import { asList, asObject, asText, asTexts, parseStrict } from './json.js';
 import { publicKeyFromPem } from './keys.js';
@@ -296,7 +296,7 @@ class Device {
           signed_by: verified.signedBy,
           ...judged,
         });
-        const state = { version: content.version, slots: { sha256: await sha256Hex(slots), size_bytes: slots.length }, taught: [] };
+        const state = { version: content.version, slots: { sha256: await sha256Hex(slots), size_bytes: slots.length }, taught: [], origins: originsAfter(journal, content, { table, bundle: this.#bundle, signedBy: verified.signedBy }) };
         const after = afterUpdate(journal, entry, state);
         return { after, table, put: new Map([[slotsName(state.slots), slots]]), result: applied(content, after, true) };
       } catch (error) {
@@ -308,10 +308,13 @@ class Device {
     });
   }
 
-  /** Go back to the state before; its version stays spent. Returns the line of the history. */
-  async rollback() {
+  /**
+   * Go back to the state before; its version stays spent. Returns the line of the history.
+   * Classes by a key that is not trusted any more come back with `allowRevoked` alone.
+   */
+  async rollback({ allowRevoked = false } = {}) {
     return this.#change(async (journal) => {
-      const after = afterRollback(journal, this.#now());
+      const after = await afterRollback(journal, this.#now(), { trustedKeys: this.#trustedKeys, allowRevoked });
       return { after, result: { ...after.history[after.history.length - 1] } };
     });
   }

@@ -44,6 +44,21 @@ test('keys are read with any blanks around and within', async () => {
   }
 });
 
+test('one key has one text: bits that stand for nothing make no second one', async () => {
+  const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
+  const last = good.indexOf('=') - 1;
+  const other = good.slice(0, last) + String.fromCharCode(good.charCodeAt(last) + 1) + good.slice(last + 1);
+  await assert.rejects(publicKeyFromPem(other), { name: 'SignatureError' });
+});
+
+test('what stands around a key is for people, as in Python', async () => {
+  const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
+  const { pem } = await publicKeyFromPem(good);
+  for (const text of [`of the release of May\n${good}`, `${good}by hand`, `${good}${' '.repeat(5000)}`]) {
+    assert.equal((await publicKeyFromPem(text)).pem, pem);
+  }
+});
+
 for (const given of ['nothing', 'http://[', undefined, 'data:text/plain,x']) {
   test(`a bundle at ${given}, which is no place with files`, async () => {
     await assert.rejects(openBundle(given, { storage }), { name: 'UsageError', message: /is no URL.*folderSource/ });
