@@ -155,6 +155,21 @@ def test_a_device_goes_over_to_a_signed_bundle_alone_where_keys_are_given(signed
     assert device.version == 2
 
 
+def test_a_device_that_was_opened_with_keys_asks_for_them_until_it_is_given_others(
+    signed_bundle, new_folder, keys, tmp_path
+):
+    device, other = Device.open(signed_bundle, trust=[keys.public_path]), keygen(tmp_path / "other")
+    with pytest.raises(SignatureError, match="is not signed"):
+        device.replace(new_folder)
+    assert device.version == 0
+
+    icis_deploy.sign_bundle(new_folder, key=other.private_path)
+    with pytest.raises(SignatureError, match=other.key_id[:16]):
+        device.replace(new_folder)
+    device.replace(new_folder, trust=[other.public_path])
+    assert device.version == 2
+
+
 def test_who_opens_the_bundle_again_asks_for_its_signature_again(signed_bundle, keys):
     """As another process does that gets a device: by spawn, Ray or Spark."""
     open_again, arguments = Device.open(signed_bundle, trust=[keys.public_path]).__reduce__()
@@ -243,6 +258,29 @@ def test_the_commands_sign_and_check_a_bundle(bundle_folder, keys, capsys):
     assert run(check) == 0
 
     assert keys.key_id in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["a carrier's", "empty", "a link to nothing", "a file"])
+def test_a_state_that_came_along_is_refused_where_it_must_not_be(kind, signed_bundle, keys, signed, capsys):
+    state = signed_bundle / "state"
+    check = ["verify-bundle", str(signed_bundle), "--trust", str(keys.public_path)]
+    assert run([*check, "--without-state"]) == 0
+    assert "state/" not in capsys.readouterr().err
+    if kind == "a carrier's":
+        Device.open(signed_bundle).apply(signed(make_update("okapi")))
+    elif kind == "empty":
+        state.mkdir()
+    elif kind == "a file":
+        state.touch()
+    else:
+        state.symlink_to(signed_bundle / "nothing")
+
+    with pytest.raises(SignatureError, match=r"holds state/, .* which no signature covers"):
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], without_state=True)
+    assert run([*check, "--without-state"]) == 6
+    capsys.readouterr()
+    assert run(check) == 0
+    assert "holds state/, which no signature covers" in capsys.readouterr().err
 
 
 def test_no_bundle_is_signed_where_there_is_none(tmp_path, keys):
