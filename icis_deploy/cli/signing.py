@@ -139,12 +139,12 @@ def sign_bundle(bundle: Path, **signing: Any) -> None:
     "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A public key; may be given more than once."
 )
 @click.option(
-    "--without-state",
+    "--as-delivered",
     is_flag=True,
-    help="Refuse a state/ in it, which no signature covers: for a bundle that a carrier brought.",
+    help="A carrier brought it: refuse a state/ in it, which no signature covers, and links.",
 )
 @format_option
-def verify_bundle(bundle: Path, trust: tuple[Path, ...], without_state: bool) -> None:
+def verify_bundle(bundle: Path, trust: tuple[Path, ...], as_delivered: bool) -> None:
     """Check that BUNDLE is signed by one of the keys, and that no file of it was changed.
 
     The exit code is 6 if it is not. What a device wrote, state/, is no part of what was signed: a bundle that comes
@@ -153,12 +153,12 @@ def verify_bundle(bundle: Path, trust: tuple[Path, ...], without_state: bool) ->
     from icis_deploy.api.signing import verify_bundle as verify_folder
     from icis_deploy.runtime.state.bundle_trust import has_state
 
-    signed_by = verify_folder(bundle, trust=trust, without_state=without_state)
+    signed_by = verify_folder(bundle, trust=trust, as_delivered=as_delivered)
     _print_bundle(bundle, signed_by)
     if has_state(bundle):
         note(
             f"Warning: {printable(str(bundle))} holds state/, which no signature covers. Where a carrier brought it, "
-            f"remove state/, or let --without-state refuse it."
+            f"remove state/, or let --as-delivered refuse it."
         )
 
 

@@ -55,8 +55,11 @@ def has_state(folder: Path) -> bool:
     return os.path.lexists(folder / STATE_FOLDER)
 
 
-def check_no_state(folder: Path) -> None:
-    """Raise `SignatureError` if a bundle that a carrier brought holds the state of a device."""
+def check_as_delivered(folder: Path) -> None:
+    """Raise `SignatureError` if a bundle holds what no carrier may bring: the state of a device, or a link.
+
+    Where a link leads is no part of the bundle, and can be exchanged after everything was compared.
+    """
     if has_state(folder):
         raise SignatureError(
             f"The bundle {folder} holds {STATE_FOLDER}/, the classes and keys of a device, which no signature covers: "
@@ -66,6 +69,16 @@ def check_no_state(folder: Path) -> None:
             where=folder / STATE_FOLDER,
             hint=f"Remove its {STATE_FOLDER}/ where a carrier brought it; a device makes its own.",
         )
+    for parent, folders, names in os.walk(folder):
+        for name in sorted((*folders, *names)):
+            if os.path.islink(path := Path(parent, name)):  # noqa: PTH114 - which raises where it cannot look
+                raise SignatureError(
+                    f"{path} is a link: what it leads to is no part of the bundle, and can be exchanged later.",
+                    found="a link",
+                    expected="a plain file",
+                    where=path,
+                    hint="Fetch the bundle again, with files instead of links.",
+                )
 
 
 def verify_bundle_signature(folder: Path, trust: Sequence[Path]) -> str:

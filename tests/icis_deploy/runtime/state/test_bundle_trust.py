@@ -264,7 +264,7 @@ def test_the_commands_sign_and_check_a_bundle(bundle_folder, keys, capsys):
 def test_a_state_that_came_along_is_refused_where_it_must_not_be(kind, signed_bundle, keys, signed, capsys):
     state = signed_bundle / "state"
     check = ["verify-bundle", str(signed_bundle), "--trust", str(keys.public_path)]
-    assert run([*check, "--without-state"]) == 0
+    assert run([*check, "--as-delivered"]) == 0
     assert "state/" not in capsys.readouterr().err
     if kind == "a carrier's":
         Device.open(signed_bundle).apply(signed(make_update("okapi")))
@@ -276,11 +276,21 @@ def test_a_state_that_came_along_is_refused_where_it_must_not_be(kind, signed_bu
         state.symlink_to(signed_bundle / "nothing")
 
     with pytest.raises(SignatureError, match=r"holds state/, .* which no signature covers"):
-        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], without_state=True)
-    assert run([*check, "--without-state"]) == 6
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], as_delivered=True)
+    assert run([*check, "--as-delivered"]) == 6
     capsys.readouterr()
     assert run(check) == 0
     assert "holds state/, which no signature covers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["trust", "trust/release-key.pub", "manifest.json", "model.onnx", "bundle.dsse"])
+def test_no_carrier_brings_a_link(name, signed_bundle, keys, tmp_path):
+    shutil.move(signed_bundle / name, tmp_path / "elsewhere")
+    (signed_bundle / name).symlink_to(tmp_path / "elsewhere")
+
+    assert icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path]) == keys.key_id
+    with pytest.raises(SignatureError, match=f"{name} is a link"):
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], as_delivered=True)
 
 
 def test_no_bundle_is_signed_where_there_is_none(tmp_path, keys):
