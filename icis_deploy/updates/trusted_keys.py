@@ -32,6 +32,7 @@ from icis_deploy.common.json_fields import (
     names_from_json,
     time_from_json,
 )
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
 from icis_deploy.head.class_update import MAX_VERSION
@@ -66,6 +67,7 @@ class TrustedKeys:
 
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
+        UsageError: On construction, if a number is no whole one.
         SignatureError: On construction, if a text is not a public key of these kinds.
     """
 
@@ -98,6 +100,7 @@ class TrustedKeys:
                 expected=f"1 to {MAX_TRUSTED_KEYS}",
                 hint="Give 1 to 16 keys.",
             )
+        object.__setattr__(self, "version", whole_number(self.version, name="version"))
         self._check_roles()
         if self.version < 1:
             raise IncompatibleError(
@@ -124,6 +127,9 @@ class TrustedKeys:
     def _check_roles(self) -> None:
         roots = tuple(dict.fromkeys(canonical_pem(key) for key in self.root_keys))
         object.__setattr__(self, "root_keys", roots)
+        object.__setattr__(self, "root_threshold", whole_number(self.root_threshold, name="root_threshold"))
+        if self.highest_version is not None:
+            object.__setattr__(self, "highest_version", whole_number(self.highest_version, name="highest_version"))
         if len(roots) > MAX_TRUSTED_KEYS or not 1 <= self.root_threshold <= max(1, len(roots)):
             raise IncompatibleError(
                 f"{self.root_threshold} of {len(roots)} root keys are to sign; expected at least one, and no more than "
