@@ -93,7 +93,7 @@ class SigningCommand:
                 f"`command` is {shown(self.command)}; expected a list of texts: a program and its arguments.",
                 found=shown(self.command),
                 expected="a program and its arguments",
-                hint="Give `command` as a list: the program, then each argument by itself.",
+                hint="Give a list: the program, then each argument by itself.",
             )
         object.__setattr__(self, "command", tuple(os.fspath(part) for part in parts))
         check_number(self.timeout_s, name="timeout_s")
@@ -209,7 +209,7 @@ def _uri_signer(key: SignerURI) -> Signer:
             f"`uri` is {shown(key.uri)}, of type {type(key.uri).__name__}; expected a text.",
             found=type(key.uri).__name__,
             expected="a URI",
-            hint="Give `uri` as a text, such as 'hsm:2?label=release'.",
+            hint="Give a text, such as hsm:2?label=release.",
         )
     scheme = key.uri.partition(":")[0]
     where = f"The signer {printable(key.uri, max_length=_MAX_REASON)}"
