@@ -13,6 +13,7 @@ import pytest
 
 import icis_deploy
 from icis_deploy.errors import (
+    ClassConflictError,
     CorruptFileError,
     ExpiredError,
     ICISDeployError,
@@ -158,6 +159,19 @@ def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(
 
     assert (device.version, device.classes()) == (0, ("cat", "dog", "owl"))
     device.apply(signed_by(make_update("okapi", version=6), keys))
+
+
+def test_a_recovery_that_would_leave_no_class_says_so(device, bundle_folder, keys, roots):
+    device.apply(signed_by(make_update("poison", version=9), keys))
+    for name in ("cat", "dog", "owl"):
+        device.disable(name)
+    recovery = signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=0), *roots)
+
+    with refused(device, bundle_folder, ClassConflictError, "No class would be left to choose"):
+        device.apply(recovery)
+    device.enable("cat")
+    device.apply(recovery)
+    assert device.classes() == ("cat",)
 
 
 def test_versions_are_given_back_by_root_keys_alone(bundle_folder, keys):
