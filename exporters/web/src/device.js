@@ -314,7 +314,11 @@ class Device {
    */
   async rollback({ allowRevoked = false } = {}) {
     return this.#change(async (journal) => {
-      const after = await afterRollback(journal, this.#now(), { trustedKeys: this.#trustedKeys, allowRevoked });
+      const { table: now } = this.#held.state;
+      const [then] = journal.states.slice(-2, -1);
+      const slots = now === null || then === undefined ? [] : now.differing(await this.#tableOf(then));
+      const rewritten = new Set(slots.map((slot) => this.#bundle.classNames.length + slot));
+      const after = await afterRollback(journal, this.#now(), { trustedKeys: this.#trustedKeys, rewritten, allowRevoked });
       return { after, result: { ...after.history[after.history.length - 1] } };
     });
   }
@@ -375,15 +379,18 @@ class Device {
         const data = await this.#storage.read(JOURNAL_NAME);
         if (!isSame(data, this.#held.data)) await this.#takeOver(data);
         const { journal, state } = this.#held;
-        const { after, table, put = new Map(), result } = await decide(journal);
-        if (after === undefined) return result;
-        let next = table;
+        let decided;
+        let next;
         try {
-          next ??= currentState(after) === currentState(journal) ? state.table : await this.#tableOf(currentState(after));
+          decided = await decide(journal);
+          if (decided.after === undefined) return decided.result;
+          next = decided.table;
+          next ??= currentState(decided.after) === currentState(journal) ? state.table : await this.#tableOf(currentState(decided.after));
         } catch (error) {
           if (await this.#isOutdated(data, error)) continue;
           throw error;
         }
+        const { after, table, put = new Map(), result } = decided;
         if (table === undefined && next !== state.table && next !== null) await verifyComputed(this.#session, this.#bundle, next, { rowLengths: this.#rowLengths });
         const named = new Set(after.states.map(({ slots }) => (slots === null ? null : slotsName(slots))));
         const remove = journal.states.filter(({ slots }) => slots !== null && !named.has(slotsName(slots))).map(({ slots }) => slotsName(slots));

@@ -30,10 +30,13 @@ export function originsAfterUpdate(origins, { written, kept, signedBy }) {
   return inOrder.map((each) => ({ signed_by: each, columns: columnsOf.get(each) }));
 }
 
-/** The keys that signed classes of a state which are not in effect now. */
-export function broughtBack(now, then) {
+/**
+ * The keys that signed classes of a state which are not in effect now; `rewritten` are the columns that have another
+ * class or another row now than then, as one key may have signed both.
+ */
+export function broughtBack(now, then, rewritten) {
   const current = signerByColumn(now);
-  return new Set([...signerByColumn(then)].filter(([column, each]) => each !== null && current.get(column) !== each).map(([, each]) => each));
+  return new Set([...signerByColumn(then)].filter(([column, each]) => each !== null && (current.get(column) !== each || rewritten.has(column))).map(([, each]) => each));
 }
 
 /** The origins that a journal holds. Throws TypeError. */

@@ -241,14 +241,14 @@ export function originsAfter(journal, update, { table, bundle, signedBy }) {
 }
 
 /** The journal after going back to the state before (rule 9). */
-export async function afterRollback(journal, clock, { trustedKeys, allowRevoked }) {
+export async function afterRollback(journal, clock, { trustedKeys, rewritten, allowRevoked }) {
   if (journal.states.length < 2) {
     throw new UsageError(`There is nothing to roll back to: version ${currentState(journal).version} is the oldest state that this device keeps (at most ${MAX_STATES}).`, {
       found: currentState(journal).version,
     });
   }
   const changed = { ...journal, states: journal.states.slice(0, -1) };
-  const signers = broughtBack(currentState(journal).origins, currentState(changed).origins);
+  const signers = broughtBack(currentState(journal).origins, currentState(changed).origins, rewritten);
   // Keys are read only where they matter: a rollback must work where most else does not.
   const trusted = signers.size ? new Set((await keysOf(journal.trustedKeys ?? trustedKeys)).map(({ keyId }) => keyId)) : signers;
   const revoked = [...signers].filter((keyId) => !trusted.has(keyId));

@@ -265,6 +265,18 @@ def test_no_rollback_brings_back_the_classes_of_a_revoked_key(tmp_path, node, ke
     assert node.open(folder, state=folder / "state").history()[-1]["allowed_revoked"]
 
 
+@pytest.mark.parametrize("is_another_class", [True, False])
+def test_a_slot_that_one_key_wrote_twice_does_not_bring_back_what_it_held(is_another_class, device, keys, tmp_path):
+    new = keygen(tmp_path / "new.key")
+    taken, replaced = make_update("gnu", version=2, removed=("okapi",)), make_update(version=2, replaced=("okapi",))
+    device.apply(signed_bytes(make_update("okapi"), keys.private_path))
+    device.apply(signed_bytes(taken if is_another_class else replaced, keys.private_path))
+    device.apply(signed_bytes(trusted_keys_from_files([new.public_path]), keys.private_path))
+
+    refused(device.rollback, "SignatureError", f"classes signed by .{keys.key_id[:12]}")
+    assert device.rollback(allowRevoked=True)["version"] == 1
+
+
 def test_who_signed_a_class_outlives_the_other_lines_of_the_history(device, keys, tmp_path):
     new = keygen(tmp_path / "new.key")
     device.apply(signed_bytes(make_update("okapi"), keys.private_path))
