@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 import icis_deploy
+from icis_deploy.api.signing import signers_of
 from icis_deploy.cli.main import run
 from icis_deploy.errors import BundleError, CorruptFileError, SignatureError, UsageError
 from icis_deploy.runtime.device import Device
@@ -134,6 +135,22 @@ def test_what_a_carrier_changes_is_named(change, message, signed_bundle, keys, t
     change(signed_bundle, tmp_path)
 
     with pytest.raises(CorruptFileError, match=message):
+        Device.open(signed_bundle, trust=[keys.public_path])
+
+
+def test_nobody_is_named_as_the_signer_of_what_they_did_not_sign(signed_bundle, keys, tmp_path):
+    assert signers_of(signed_bundle) == (keys.key_id,)
+    _add_key(signed_bundle, tmp_path)
+
+    with pytest.raises(CorruptFileError, match=r"trust/evil\.pub'? was added"):
+        signers_of(signed_bundle)
+
+
+def test_a_signature_with_a_key_twice_is_refused(signed_bundle, keys):
+    path = signed_bundle / "bundle.dsse"
+    path.write_bytes(path.read_bytes()[:-1] + b',"payload":"e30="}')
+
+    with pytest.raises(CorruptFileError, match="a key occurs twice"):
         Device.open(signed_bundle, trust=[keys.public_path])
 
 
