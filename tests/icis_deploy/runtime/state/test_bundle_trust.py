@@ -12,7 +12,7 @@ import pytest
 import icis_deploy
 from icis_deploy.api.signing import signers_of
 from icis_deploy.cli.main import run
-from icis_deploy.errors import BundleError, CorruptFileError, SignatureError, UsageError
+from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError, SignatureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, trust
@@ -134,7 +134,16 @@ def _remove_key(folder, _tmp_path):
 def test_what_a_carrier_changes_is_named(change, message, signed_bundle, keys, tmp_path):
     change(signed_bundle, tmp_path)
 
-    with pytest.raises(CorruptFileError, match=message):
+    with pytest.raises(CorruptFileError, match=message) as refused:
+        Device.open(signed_bundle, trust=[keys.public_path])
+    assert str(signed_bundle) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["bundle.dsse", "trust/release-key.pub", "manifest.json"])
+def test_nothing_that_is_compared_is_read_without_end(name, signed_bundle, keys):
+    os.truncate(signed_bundle / name, (1 << 26) + 1)  # a hole, which takes no room on the disk
+
+    with pytest.raises(ICISDeployError, match=f"{name} is larger than .* Not read further"):
         Device.open(signed_bundle, trust=[keys.public_path])
 
 
