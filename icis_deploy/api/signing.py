@@ -234,6 +234,8 @@ def rotate_keys(
 def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
     """Check that a class update, or a set of trusted keys, is signed by one of these keys, and read it.
 
+    Warns `ICISDeployWarning` of a set whose own root keys have not signed it, or too few of them: no device takes it.
+
     Args:
         update: The file.
         trust: Files of public keys; a signature by one of them is enough.

@@ -454,6 +454,8 @@ def _check_terms(version: int | None, expires: datetime | None) -> None:
 def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
     """Check that a file is signed by one of these keys, and read it.
 
+    Warns `ICISDeployWarning` of a set of trusted keys whose own root keys have not signed it, or too few of them.
+
     Raises:
         LoadError: If the file cannot be read.
         SignatureError: If a key cannot be read, or none of them signed the file.
@@ -463,9 +465,20 @@ def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
     envelope = load_envelope(path)
     try:
         signed_by = verify_signature(envelope, keys)
-        return SignedFile(path=path, content=parse_content(envelope), signed_by=signed_by)
+        content = parse_content(envelope)
     except IntegrityError as error:
         raise type(error).at(path, error) from error
+    if isinstance(content, TrustedKeys) and content.root_keys:
+        roots = [public_key_from_pem(text) for text in content.root_keys]
+        try:
+            verify_signature(envelope, roots, threshold=content.root_threshold)
+        except SignatureError as error:
+            warnings.warn(
+                f"No device takes {path} yet: the root keys that it brings must sign it too. {error}",
+                ICISDeployWarning,
+                stacklevel=3,
+            )
+    return SignedFile(path=path, content=content, signed_by=signed_by)
 
 
 def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:

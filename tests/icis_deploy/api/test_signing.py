@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import icis_deploy
-from icis_deploy.errors import SignatureError, UsageError
+from icis_deploy.cli.main import run
+from icis_deploy.errors import ICISDeployWarning, SignatureError, UsageError
 from testing.bundles import make_update
 
 EXPIRES = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -111,3 +112,19 @@ def test_a_file_of_two_public_keys_is_refused(keys: icis_deploy.KeyPair, update:
     ):
         with pytest.raises(SignatureError, match=r"both\.pub holds 2 public keys; expected one"):
             call()
+
+
+def test_a_set_that_its_root_keys_have_yet_to_sign_is_told_of(keys: icis_deploy.KeyPair, tmp_path: Path, capsys):
+    roots = [icis_deploy.keygen(tmp_path / f"root-{index}") for index in range(2)]
+    out, trust = str(tmp_path / "keys.icis"), ["--trust", str(keys.public_path)]
+    publics = [root.public_path for root in roots]
+    icis_deploy.rotate_keys([keys.public_path], key=keys.private_path, version=1, out=out, root=publics, threshold=2)
+    icis_deploy.sign(out, key=roots[0].private_path)
+
+    with pytest.warns(ICISDeployWarning, match=r"No device takes .* signed by 1 of the trusted keys; 2 must"):
+        icis_deploy.verify_update(out, trust=[keys.public_path])
+    assert run(["verify-update", out, *trust]) == 0
+    assert "Warning: No device takes" in capsys.readouterr().err
+    icis_deploy.sign(out, key=roots[1].private_path)
+    assert run(["verify-update", out, *trust]) == 0
+    assert "Warning" not in capsys.readouterr().err
