@@ -182,6 +182,16 @@ def test_versions_are_given_back_by_root_keys_alone(bundle_folder, keys):
         device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), highest_version=1), keys))
 
 
+def test_a_set_of_keys_that_says_it_is_an_update_is_none(device, bundle_folder, keys, evil):
+    """The key that signs updates may sign the type of an update, over any bytes."""
+    disguised = envelope_of(make_update("okapi"))
+    disguised.payload = serialize_trusted_keys(TrustedKeys(public_keys=(pem(evil),), version=2))
+    disguised.sign(load_private_key(keys.private_path))
+
+    with refused(device, bundle_folder, CorruptFileError, "class update"):
+        device.apply(serialize_envelope(disguised))
+
+
 def test_a_stolen_update_key_cannot_take_over_the_trusted_set(device, bundle_folder, keys, evil):
     for keyset in (
         TrustedKeys(public_keys=(pem(evil),), version=2),

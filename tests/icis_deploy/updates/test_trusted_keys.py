@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
@@ -191,3 +191,9 @@ def test_versions_that_are_given_back_are_in_range(texts):
         assert (
             TrustedKeys(public_keys=texts[:1], root_keys=texts[1:], highest_version=highest).highest_version == highest
         )
+
+
+def test_an_expiry_in_another_zone_is_the_same_moment_in_utc(texts):
+    expires = datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert TrustedKeys(public_keys=texts, expires=expires).expires == datetime(2029, 12, 31, 23, tzinfo=timezone.utc)
