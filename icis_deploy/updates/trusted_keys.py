@@ -45,6 +45,11 @@ ED25519 = "ed25519"
 SCHEMES = (ED25519, "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384")
 """Of signatures that devices take, as securesystemslib names them."""
 
+_FIELD = 2**255 - 19
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _FIELD, _FIELD + 1, _ORDER_8_Y, _FIELD - _ORDER_8_Y})
+"""The y of points whose order divides eight; no library of ours refuses them."""
+
 TRUSTED_KEYS_TYPE = "application/vnd.icis-deploy.trusted-keys.v1+json"
 MAX_TRUSTED_KEYS = 16
 MAX_KEY_BYTES = 1 << 12
@@ -194,7 +199,19 @@ def public_key_from_pem(text: str) -> SSlibKey:
             expected=SCHEMES,
             hint="`keygen()` makes one.",
         )
+    if public_key.scheme == ED25519 and _is_of_small_order(bytes.fromhex(public_key.keyval["public"])):
+        raise SignatureError(
+            "The key is a point of small order: without any private key, signatures can be made that fit it.",
+            found="a point of small order",
+            expected="a public key that belongs to a private one",
+            hint="Trust nobody who gave it; `keygen()` makes a key.",
+        )
     return public_key
+
+
+def _is_of_small_order(raw: bytes) -> bool:
+    """Say whether an Ed25519 public key is a point whose order divides eight, in any of its encodings."""
+    return int.from_bytes(raw, "little") & ~(1 << 255) in _SMALL_ORDER_Y
 
 
 def canonical_pem(text: str) -> str:

@@ -4,6 +4,8 @@ import { decodeBase64, equalBytes, hex, sha256Hex, subtle, utf8 } from './bytes.
 import { MissingDependencyError, SignatureError, shown } from './errors.js';
 
 const SPKI_PREFIX = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const FIELD = 2n ** 255n - 19n;
+const ORDER_8_Y = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826n;
 const [BEGIN, END] = ['-----BEGIN PUBLIC KEY-----', '-----END PUBLIC KEY-----'];
 
 /**
@@ -28,12 +30,25 @@ export async function publicKeyFromPem(text) {
     });
   }
   const raw = spki.slice(12);
+  if (isOfSmallOrder(raw)) {
+    throw new SignatureError('The key is a point of small order: without any private key, signatures can be made that fit it.', {
+      found: 'a point of small order',
+      expected: 'a public key that belongs to a private one',
+      hint: 'Trust nobody who gave it; `icis-deploy keygen` makes a key.',
+    });
+  }
   const fields = `{"keytype":"ed25519","keyval":{"public":"${hex(raw)}"},"scheme":"ed25519"}`;
   return {
     pem: `-----BEGIN PUBLIC KEY-----\n${base64}\n-----END PUBLIC KEY-----\n`,
     keyId: await sha256Hex(utf8(fields)),
     key: await imported(raw),
   };
+}
+
+// Whether a key is one of the points whose order divides eight, in any encoding.
+function isOfSmallOrder(raw) {
+  const y = BigInt(`0x${hex(raw.toReversed())}`) & ~(1n << 255n);
+  return [0n, 1n, FIELD - 1n, FIELD, FIELD + 1n, ORDER_8_Y, FIELD - ORDER_8_Y].includes(y);
 }
 
 // What is around the first key is for people, as in the Python device.

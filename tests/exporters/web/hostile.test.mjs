@@ -51,6 +51,15 @@ test('one key has one text: bits that stand for nothing make no second one', asy
   await assert.rejects(publicKeyFromPem(other), { name: 'SignatureError' });
 });
 
+test('a key that everybody can sign with is none', async () => {
+  const [neutral, ofOrder8] = ['01' + '00'.repeat(31), '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85'];
+  for (const raw of ['00'.repeat(32), neutral, `ec${'ff'.repeat(30)}7f`, `ed${'ff'.repeat(31)}`, `ee${'ff'.repeat(30)}7f`, ofOrder8]) {
+    const spki = Buffer.from(`302a300506032b6570032100${raw}`, 'hex').toString('base64');
+    const text = `-----BEGIN PUBLIC KEY-----\n${spki}\n-----END PUBLIC KEY-----\n`;
+    await assert.rejects(publicKeyFromPem(text), { name: 'SignatureError', message: /small order/ });
+  }
+});
+
 test('what stands around a key is for people, as in Python', async () => {
   const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
   const { pem } = await publicKeyFromPem(good);
