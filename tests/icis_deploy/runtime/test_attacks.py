@@ -151,6 +151,17 @@ def test_fast_forward_by_a_stolen_key_is_undone_by_the_root_keys(device, bundle_
         assert not again.apply(signed_by(new_set, roots[2], roots[0])).changed
 
 
+def test_an_update_that_came_again_after_a_recovery_is_in_effect_since_then(device, keys, roots):
+    update = signed_by(make_update("okapi", version=5), keys)
+    first = device.apply(update)
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=0), *roots))
+    second = device.apply(update)
+
+    again = device.apply(update)
+    assert not again.changed
+    assert again.entry.sequence == second.entry.sequence > first.entry.sequence
+
+
 def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(device, keys, roots):
     for version in range(10, 20):
         device.apply(signed_by(make_update(f"class {version}", version=version, complete=True), keys))
