@@ -10,7 +10,7 @@ import pytest
 
 import icis_deploy
 from icis_deploy.cli.main import run
-from icis_deploy.errors import ICISDeployWarning, SignatureError, UsageError
+from icis_deploy.errors import ICISDeployWarning, IncompatibleError, SignatureError, UsageError
 from testing.bundles import make_update
 
 EXPIRES = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -128,3 +128,25 @@ def test_a_set_that_its_root_keys_have_yet_to_sign_is_told_of(keys: icis_deploy.
     icis_deploy.sign(out, key=roots[1].private_path)
     assert run(["verify-update", out, *trust]) == 0
     assert "Warning" not in capsys.readouterr().err
+
+
+def test_the_public_key_has_the_name_of_the_private_one_with_pub_after_it(tmp_path: Path):
+    assert icis_deploy.keygen(tmp_path / "fleet.v2.key").public_path == tmp_path / "fleet.v2.key.pub"
+
+
+def test_nothing_is_written_through_a_link_that_leads_nowhere_yet(
+    keys: icis_deploy.KeyPair, update: str, tmp_path: Path
+):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    for call in (lambda: icis_deploy.keygen(link), lambda: icis_deploy.sign(update, key=keys.private_path, out=link)):
+        with pytest.raises(UsageError, match="already exists"):
+            call()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_expiry_without_a_zone_is_refused(keys: icis_deploy.KeyPair, update: str):
+    before = Path(update).read_bytes()
+    with pytest.raises(IncompatibleError, match="has no time zone"):
+        icis_deploy.sign(update, key=keys.private_path, expires=EXPIRES.replace(tzinfo=None))
+    assert Path(update).read_bytes() == before

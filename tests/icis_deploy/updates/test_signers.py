@@ -240,6 +240,12 @@ def test_a_command_that_could_not_run_is_refused_at_once(fields):
         icis_deploy.SigningCommand(**{"command": ["sign"], "public_key": "key.pub", **fields})
 
 
+def test_a_program_with_a_null_byte_in_its_name_is_none(update, keys):
+    key = icis_deploy.SigningCommand(command=["sign\0"], public_key=keys.public_path)
+    with pytest.raises(SignatureError, match=r"could not be run: embedded null byte\. Nothing was signed"):
+        icis_deploy.sign(update, key=key)
+
+
 def test_a_program_may_be_a_path():
     command = icis_deploy.SigningCommand(command=[Path("bin/sign"), "--slot"], public_key="key.pub").command
     assert command == ("bin/sign", "--slot")
