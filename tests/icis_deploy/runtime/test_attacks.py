@@ -160,6 +160,7 @@ def test_an_update_that_came_again_after_a_recovery_is_in_effect_since_then(devi
     again = device.apply(update)
     assert not again.changed
     assert again.entry.sequence == second.entry.sequence > first.entry.sequence
+    assert [line.sequence for line in device.history()] == [1, 2, 3, 4]
 
 
 def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(device, keys, roots):
