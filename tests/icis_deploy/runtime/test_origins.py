@@ -146,7 +146,7 @@ def test_a_rollback_may_leave_what_a_revoked_key_signed_and_is_in_effect(device,
     device.apply(signed_bytes(make_update("zebra", version=2), other.private_path))
 
     entry = device.rollback()
-    assert not entry.allowed_revoked
+    assert (entry.action, entry.allowed_revoked) == ("rollback", False)
     assert device.version == 1
 
 
