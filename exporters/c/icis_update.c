@@ -14,6 +14,7 @@
 #define MAX_TARGETS 64
 #define MAX_ROW_VALUE 1e30f
 #define DIGEST_BYTES 32
+#define SIGNATURE_BYTES 64 /* of Ed25519 */
 
 _Static_assert(sizeof(PAYLOAD_TYPE) - 1 == 55, "the length of the type is in PAE_START");
 
@@ -375,7 +376,7 @@ static int base64_digit(uint8_t byte, int is_url) {
     return -1;
 }
 
-/* Decode a JSON string of base64 with padding; return the number of bytes, or -1. */
+/* Decode a JSON string of base64 with padding; return the number of bytes, or -1. Nothing is written where `out` is NULL. */
 static int64_t base64_decode(span text, int is_url, uint8_t *out, size_t room) {
     size_t at = 0, size = 0, num_digits = 0, num_pads = 0;
     uint32_t bits = 0;
@@ -390,22 +391,22 @@ static int64_t base64_decode(span text, int is_url, uint8_t *out, size_t room) {
         if (digit < 0 || num_pads) return -1;
         bits = bits << 6 | (uint32_t)digit;
         if (++num_digits % 4 == 0) {
-            if (size + 3 > room) return -1;
-            out[size++] = (uint8_t)(bits >> 16);
-            out[size++] = (uint8_t)(bits >> 8);
-            out[size++] = (uint8_t)bits;
+            if (room - size < 3) return -1;
+            if (out) {
+                out[size] = (uint8_t)(bits >> 16);
+                out[size + 1] = (uint8_t)(bits >> 8);
+                out[size + 2] = (uint8_t)bits;
+            }
+            size += 3;
             bits = 0;
         }
     }
     size_t rest = num_digits % 4;
     if (rest == 1 || (rest ? num_pads != 4 - rest : num_pads != 0)) return -1;
-    if (rest && size + rest - 1 > room) return -1;
-    if (rest == 2) out[size++] = (uint8_t)(bits >> 4);
-    if (rest == 3) {
-        out[size++] = (uint8_t)(bits >> 10);
-        out[size++] = (uint8_t)(bits >> 2);
-    }
-    return (int64_t)size;
+    if (rest && room - size < rest - 1) return -1;
+    if (rest && out) out[size] = (uint8_t)(bits >> (rest == 2 ? 4 : 10));
+    if (rest == 3 && out) out[size + 1] = (uint8_t)(bits >> 2);
+    return (int64_t)(rest ? size + rest - 1 : size);
 }
 
 static void put_hex(const uint8_t *bytes, size_t size, char *out) {
@@ -502,7 +503,7 @@ static icis_status check_signatures(const icis_device *device, json *reader, con
     if (!open_array(reader)) return ICIS_CORRUPT;
     while ((more = next_value(reader, &is_first)) > 0) {
         span id, text;
-        uint8_t signature[128];
+        uint8_t signature[SIGNATURE_BYTES];
         size_t start = reader->at;
         if (!take_signature(reader, &id, &text)) return ICIS_CORRUPT;
         json earlier = *reader;
@@ -516,9 +517,11 @@ static icis_status check_signatures(const icis_device *device, json *reader, con
             if (!take_signature(&earlier, &other, &ignored) || same_text(other, id)) return ICIS_CORRUPT;
         }
         if (text.size > ICIS_SIGNATURE_BYTES) return ICIS_CORRUPT;
-        int64_t size = base64_decode(text, 0, signature, sizeof(signature));
-        if (size < 0) size = base64_decode(text, 1, signature, sizeof(signature));
+        int is_url = base64_decode(text, 0, NULL, SIZE_MAX) < 0;
+        int64_t size = base64_decode(text, is_url, NULL, SIZE_MAX);
         if (size < 0) return ICIS_CORRUPT;
+        if (size != SIGNATURE_BYTES) continue; /* by a key of another kind, whose signatures may be of any size */
+        base64_decode(text, is_url, signature, sizeof(signature));
         for (size_t index = 0; index < device->num_keys && !fits; index++) {
             char trusted[65];
             if (!key_id(device->keys[index], trusted)) return ICIS_FAULT;

@@ -65,6 +65,8 @@ export interface HistoryLine {
   changed_answers?: number;
   /** Whether the guard refused the change and an operator allowed it. */
   allowed_past_guard?: boolean;
+  /** Whether a rollback brought back classes by a key that was not trusted any more, and an operator allowed it. */
+  allowed_revoked?: boolean;
 }
 
 export interface Applied {
@@ -109,8 +111,12 @@ export interface Device {
     update: Blob | ArrayBuffer | Uint8Array | string | URL,
     options?: { allowUnsigned?: boolean; allowChangedAnswers?: boolean },
   ): Promise<Applied>;
-  /** Go back to the state before; its version stays spent. */
-  rollback(): Promise<HistoryLine>;
+  /**
+   * Go back to the state before; its version stays spent. With `allowRevoked` also where that brings back classes
+   * signed by a key that is not trusted any more; the history says so.
+   * @throws UsageError, SignatureError; nothing was changed then
+   */
+  rollback(options?: { allowRevoked?: boolean }): Promise<HistoryLine>;
   /** Take over what another page committed; whether there was anything. */
   refresh(): Promise<boolean>;
 }

@@ -11,8 +11,9 @@ from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import path_from, read_plain, write_file
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.errors import CorruptFileError, SignatureError
-from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
+from icis_deploy.runtime.state.bundle_trust import check_as_delivered, signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
 from icis_deploy.updates.bundle_signature import MAX_BUNDLE_SIGNATURE_BYTES, SIGNATURE_NAME, claimed_signers
 from icis_deploy.updates.signers import SigningKey, open_signer
@@ -153,12 +154,14 @@ def signers_of(bundle: PathLike) -> tuple[str, ...]:
         raise CorruptFileError.at(folder, error) from error
 
 
-def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
+def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike], as_delivered: bool = False) -> str:
     """Check that a bundle is signed by one of these keys, and that every file of it is the one that was signed.
 
     Args:
         bundle: The bundle's folder.
         trust: Files of public keys that are not in the bundle; a signature by one of them is enough.
+        as_delivered: Whether a carrier brought it, so that it must have no `state/` folder, as no signature covers the
+            classes and keys in it and a device that opens the bundle believes them, and no link.
 
     Returns:
         The id of the key that signed it.
@@ -167,12 +170,14 @@ def verify_bundle(bundle: PathLike, *, trust: Sequence[PathLike]) -> str:
         signed_by = icis_deploy.verify_bundle("bundle", trust=["publisher.key.pub"])
 
     Raises:
-        SignatureError: If the bundle is not signed, or by none of the keys.
+        SignatureError: If the bundle is not signed, or by none of the keys, or holds what no carrier may bring.
         BundleError: If it is incomplete.
         CorruptFileError: If a file in it was changed.
     """
     folder = path_from(bundle, name="bundle")
     signed_by = verify_bundle_signature(folder, key_paths(trust, name="trust"))
+    if as_delivered:
+        check_as_delivered(folder)
     load_bundle(folder)
     return signed_by
 
@@ -218,16 +223,18 @@ def rotate_keys(
         key_paths(trust, name="trust"),
         partial(open_signer, key),
         out=path_from(out, name="out"),
-        version=version,
+        version=whole_number(version, name="version"),
         expires=expires,
         root_key_paths=key_paths(root, name="root"),
-        root_threshold=threshold,
+        root_threshold=whole_number(threshold, name="threshold"),
         highest_version=highest_version,
     )
 
 
 def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
     """Check that a class update, or a set of trusted keys, is signed by one of these keys, and read it.
+
+    Warns `ICISDeployWarning` of a set whose own root keys have not signed it, or too few of them: no device takes it.
 
     Args:
         update: The file.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, EXISTING_PATH, NEW_PATH
-from icis_deploy.cli.output import format_option, noted_warnings, print_result
+from icis_deploy.cli.output import format_option, note, noted_warnings, print_result
 from icis_deploy.cli.signing_options import (
     ask_new_passphrase,
     passphrase_from,
@@ -138,15 +138,28 @@ def sign_bundle(bundle: Path, **signing: Any) -> None:
 @click.option(
     "--trust", type=EXISTING_FILE, multiple=True, required=True, help="A public key; may be given more than once."
 )
+@click.option(
+    "--as-delivered",
+    is_flag=True,
+    help="A carrier brought it: refuse a state/ in it, which no signature covers, and links.",
+)
 @format_option
-def verify_bundle(bundle: Path, trust: tuple[Path, ...]) -> None:
+def verify_bundle(bundle: Path, trust: tuple[Path, ...], as_delivered: bool) -> None:
     """Check that BUNDLE is signed by one of the keys, and that no file of it was changed.
 
-    The exit code is 6 if it is not.
+    The exit code is 6 if it is not. What a device wrote, state/, is no part of what was signed: a bundle that comes
+    with one brings the classes and keys of whoever wrote it.
     """
     from icis_deploy.api.signing import verify_bundle as verify_folder
+    from icis_deploy.runtime.state.bundle_trust import has_state
 
-    _print_bundle(bundle, verify_folder(bundle, trust=trust))
+    signed_by = verify_folder(bundle, trust=trust, as_delivered=as_delivered)
+    _print_bundle(bundle, signed_by)
+    if has_state(bundle):
+        note(
+            f"Warning: {printable(str(bundle))} holds state/, which no signature covers. Where a carrier brought it, "
+            f"remove state/, or let --as-delivered refuse it."
+        )
 
 
 def _print_bundle(bundle: Path, signed_by: str, *, after_change: bool = False) -> None:
@@ -219,11 +232,14 @@ def rotate_keys(
 def verify_update(update: Path, trust: tuple[Path, ...]) -> None:
     """Check that UPDATE is signed by one of the keys, as a device does before it reads it.
 
-    The exit code is 6 if it is not.
+    The exit code is 6 if it is not. A set of trusted keys that brings root keys needs their signatures as well; where
+    some are missing yet, a warning says so.
     """
     from icis_deploy.api.signing import verify_update as verify_file
 
-    _print_signed(verify_file(update, trust=trust), after_change=False)
+    with noted_warnings():
+        signed = verify_file(update, trust=trust)
+    _print_signed(signed, after_change=False)
 
 
 def _print_signed(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, frozen_float32, same_value
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.arbiter import STATISTICS
@@ -83,6 +84,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
 
     Raises:
         IncompatibleError: On construction, if the rows do not match the names, or a field is out of its range.
+        UsageError: On construction, if a number is no whole one.
         ClassConflictError: On construction, if a class occurs twice.
     """
 
@@ -142,6 +144,8 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 expected="at least 2 columns: weight and bias",
             )
         self._check_arbiter()
+        for name in ("version", "self_test_seed"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name))
         self._check_range()
         self._check_binding()
         if not _is_sha256(self.base_fingerprint):

@@ -137,6 +137,13 @@ class SlotTable:  # noqa: PLW1641 - compared, never a key
         """Width of a feature."""
         return int(self.weight.shape[1])
 
+    def differing(self, other: SlotTable) -> tuple[int, ...]:
+        """Return the slots that hold another class, or another row, than in a table of the same size."""
+        differ = (self.weight != other.weight).any(axis=1) | (self.bias != other.bias)
+        differ |= (self.coefficients != other.coefficients).any(axis=1)
+        differ |= [name != former for name, former in zip(self.class_names, other.class_names, strict=True)]
+        return tuple(np.flatnonzero(differ).tolist())
+
     @property
     def coefficients(self) -> Float32:
         """`(capacity, 5)` float32, read-only: `arbiter`, with zeros where no slot has one."""

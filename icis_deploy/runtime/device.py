@@ -636,7 +636,7 @@ class Device:
             folder: The new bundle, in a folder of its own.
             runtime: As `open`.
             num_threads: As `open`.
-            trust: As `open`.
+            trust: As `open`; `None` asks for the keys that this device was opened with, if it was.
 
         Raises:
             UsageError: If it is the folder that is open already.
@@ -653,7 +653,9 @@ class Device:
                 where=folder,
                 hint="Put the new bundle into a folder of its own.",
             )
-        new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=trust)._opened
+        # Whoever opened the device with keys wants signed bundles: not to ask again is no wish for others.
+        keys = self._opened.trust if trust is None else trust
+        new = Device.open(folder, runtime=runtime, num_threads=num_threads, trust=keys)._opened
         with self._changing:
             if os.path.realpath(self._opened.named) != os.path.realpath(folder):
                 # What another process went over to remembers more; else this device's own memory goes along.

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import base64
 import logging
-import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icis_deploy.common.terminal_text import printable, reason_of
+from icis_deploy.common.files import path_from
+from icis_deploy.common.numbers_given import check_number
+from icis_deploy.common.terminal_text import printable, reason_of, shown
 from icis_deploy.errors import MissingDependencyError, SignatureError, UsageError
 from icis_deploy.updates.signing import Secret, load_private_key, load_public_key
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 _MAX_REASON = 200
+_MAX_TIMEOUT_S = 1e6
+"""Eleven days; much more than that no call of the system takes."""
+
 _PACKAGES = {
     "awskms": "'icis-deploy[kms]'",
     "azurekms": "'icis-deploy[kms]'",
@@ -76,7 +79,7 @@ class SigningCommand:
         icis_deploy.sign("new.icis", key=key)
 
     Raises:
-        UsageError: On construction, if there is no command, or no time for it.
+        UsageError: On construction, if there is no command, it is one text, or there is no time for it.
     """
 
     command: Sequence[str]
@@ -90,7 +93,19 @@ class SigningCommand:
     """How long it may take, in seconds: a token may wait for somebody to touch it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "command", tuple(self.command))
+        # Of one text each character would be an argument, and the first of them the program.
+        parts = (
+            () if isinstance(self.command, str | bytes) or not isinstance(self.command, Iterable) else (*self.command,)
+        )
+        if not parts or not all(isinstance(part, str | os.PathLike) for part in parts):
+            raise UsageError(
+                f"`command` is {shown(self.command)}; expected a list of texts: a program and its arguments.",
+                found=shown(self.command),
+                expected="a program and its arguments",
+                hint="Give a list: the program, then each argument by itself.",
+            )
+        object.__setattr__(self, "command", tuple(os.fspath(part) for part in parts))
+        check_number(self.timeout_s, name="timeout_s")
         if not self.command or not all(self.command):
             raise UsageError(
                 "The signing command is empty.",
@@ -98,11 +113,12 @@ class SigningCommand:
                 expected="a program and its arguments",
                 hint="Name the program that signs.",
             )
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+        if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise UsageError(
                 f"A signing command cannot be given {self.timeout_s} seconds.",
                 found=self.timeout_s,
-                expected="a positive number of seconds",
+                expected=f"a positive number of seconds, at most {_MAX_TIMEOUT_S:g}",
+                hint="Give another `timeout_s`.",
             )
 
 
@@ -137,12 +153,12 @@ def open_signer(key: SigningKey) -> Signer:
         UsageError: If there is no signer for such a URI.
     """
     if isinstance(key, KeyFile):
-        return load_private_key(Path(key.path), passphrase=key.passphrase)
+        return load_private_key(path_from(key.path, name="path"), passphrase=key.passphrase)
     if isinstance(key, SigningCommand):
         return _command_signer(key)
     if isinstance(key, SignerURI):
         return _uri_signer(key)
-    return load_private_key(Path(key))
+    return load_private_key(path_from(key, name="key"))
 
 
 def _command_signer(key: SigningCommand) -> Signer:
@@ -154,7 +170,8 @@ def _command_signer(key: SigningCommand) -> Signer:
         with suppress(ValueError):
             yield base64.b64decode(b"".join(output.split()), validate=True)
 
-    return _checked(load_public_key(Path(key.public_key)), sign, where=f"The signing command {name}")
+    public_key = load_public_key(path_from(key.public_key, name="public_key"))
+    return _checked(public_key, sign, where=f"The signing command {name}")
 
 
 def _output_of(key: SigningCommand, payload: bytes, name: str) -> bytes:
@@ -196,6 +213,13 @@ def _uri_signer(key: SignerURI) -> Signer:
     from securesystemslib.signer import SIGNER_FOR_URI_SCHEME
     from securesystemslib.signer import Signer as Base
 
+    if not isinstance(key.uri, str):
+        raise UsageError(
+            f"`uri` is {shown(key.uri)}, of type {type(key.uri).__name__}; expected a text.",
+            found=type(key.uri).__name__,
+            expected="a URI",
+            hint="Give a text, such as hsm:2?label=release.",
+        )
     scheme = key.uri.partition(":")[0]
     where = f"The signer {printable(key.uri, max_length=_MAX_REASON)}"
     if scheme not in SIGNER_FOR_URI_SCHEME:
@@ -205,7 +229,7 @@ def _uri_signer(key: SignerURI) -> Signer:
             expected=tuple(sorted(SIGNER_FOR_URI_SCHEME)),
             hint=f"Choose among {', '.join(f'{each}:' for each in sorted(SIGNER_FOR_URI_SCHEME))}.",
         )
-    public_key = load_public_key(Path(key.public_key))
+    public_key = load_public_key(path_from(key.public_key, name="public_key"))
 
     def secret(purpose: str) -> str:
         if key.secret is None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from icis_deploy.common.files import path_from, read_plain, write_failure, write_file
 from icis_deploy.common.json_fields import json_from_time
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     CorruptFileError,
@@ -50,6 +51,7 @@ Secret = str | Callable[[str], str]
 """A passphrase, or a function that is asked for it, with what it is for."""
 
 MAX_PASSPHRASE_BYTES = 1 << 10
+_PUBLIC = b"-----BEGIN PUBLIC KEY-----"
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 MAX_VERSION_STEP = 1 << 32
 """A publisher who counts seconds, or milliseconds for fifty days, stays below it. What is beyond leaves no way back."""
@@ -150,6 +152,13 @@ def keygen(path: Path, *, passphrase: str | None = None) -> KeyPair:
 
 
 def _passphrase_bytes(passphrase: str) -> bytes:
+    if not isinstance(passphrase, str):
+        raise UsageError(
+            f"The passphrase is of type {type(passphrase).__name__}; expected a text.",
+            found=type(passphrase).__name__,
+            expected="a text",
+            hint="Give `passphrase` as a text.",
+        )
     data = passphrase.encode("utf-8", "surrogateescape")
     if not 1 <= len(data) <= MAX_PASSPHRASE_BYTES:
         raise UsageError(
@@ -215,6 +224,14 @@ def load_public_key(path: Path) -> SSlibKey:
         SignatureError: If the file cannot be read or is no such key.
     """
     data = read_plain(path, max_bytes=MAX_KEY_BYTES, what="public key", error_type=SignatureError)
+    if (num_keys := data.count(_PUBLIC)) > 1:  # a reader of PEM takes the first; the others would count for nothing
+        raise SignatureError(
+            f"{path} holds {num_keys} public keys; expected one.",
+            found=num_keys,
+            expected="one public key",
+            where=path,
+            hint="Put each key into a file of its own, and give all of the files.",
+        )
     try:
         return public_key_from_pem(data.decode("ascii"))
     except UnicodeDecodeError as error:
@@ -408,12 +425,19 @@ def _check_step(version: int, *, held: int) -> None:
 
 def _check_terms(version: int | None, expires: datetime | None) -> None:
     """Raise `UsageError` if no device would take a file under these terms; `None` is not looked at."""
-    if version is not None and not 1 <= version <= MAX_VERSION:
+    if version is not None and not 1 <= whole_number(version, name="version") <= MAX_VERSION:
         raise UsageError(
             "The version lies outside of 1 to 2^63 - 1.",
             found=version,
             expected=f"1 to {MAX_VERSION}",
             hint="Give another `version`.",
+        )
+    if expires is not None and not isinstance(expires, datetime):
+        raise UsageError(
+            f"`expires` is {shown(expires)}, of type {type(expires).__name__}; expected a time in UTC.",
+            found=type(expires).__name__,
+            expected="a datetime in UTC",
+            hint="Give `expires` as a time with a time zone.",
         )
     if expires is None or expires.tzinfo is None:  # the value that holds it refuses a time without a zone
         return
@@ -430,6 +454,8 @@ def _check_terms(version: int | None, expires: datetime | None) -> None:
 def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
     """Check that a file is signed by one of these keys, and read it.
 
+    Warns `ICISDeployWarning` of a set of trusted keys whose own root keys have not signed it, or too few of them.
+
     Raises:
         LoadError: If the file cannot be read.
         SignatureError: If a key cannot be read, or none of them signed the file.
@@ -439,9 +465,20 @@ def verify_update(path: Path, key_paths: Sequence[Path]) -> SignedFile:
     envelope = load_envelope(path)
     try:
         signed_by = verify_signature(envelope, keys)
-        return SignedFile(path=path, content=parse_content(envelope), signed_by=signed_by)
+        content = parse_content(envelope)
     except IntegrityError as error:
         raise type(error).at(path, error) from error
+    if isinstance(content, TrustedKeys) and content.root_keys:
+        roots = [public_key_from_pem(text) for text in content.root_keys]
+        try:
+            verify_signature(envelope, roots, threshold=content.root_threshold)
+        except SignatureError as error:
+            warnings.warn(
+                f"No device takes {path} yet: the root keys that it brings must sign it too. {error}",
+                ICISDeployWarning,
+                stacklevel=3,
+            )
+    return SignedFile(path=path, content=content, signed_by=signed_by)
 
 
 def trusted_keys_from_files(public_key_paths: Sequence[Path]) -> TrustedKeys:

@@ -32,6 +32,7 @@ from icis_deploy.common.json_fields import (
     names_from_json,
     time_from_json,
 )
+from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
 from icis_deploy.head.class_update import MAX_VERSION
@@ -43,6 +44,11 @@ PLAIN_SCHEMA, ROLES_SCHEMA = 1, 2
 ED25519 = "ed25519"
 SCHEMES = (ED25519, "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384")
 """Of signatures that devices take, as securesystemslib names them."""
+
+_FIELD = 2**255 - 19
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _FIELD, _FIELD + 1, _ORDER_8_Y, _FIELD - _ORDER_8_Y})
+"""The y of points whose order divides eight; no library of ours refuses them."""
 
 TRUSTED_KEYS_TYPE = "application/vnd.icis-deploy.trusted-keys.v1+json"
 MAX_TRUSTED_KEYS = 16
@@ -66,6 +72,7 @@ class TrustedKeys:
 
     Raises:
         IncompatibleError: On construction, if there is no key or too many, or a field is out of its range.
+        UsageError: On construction, if a number is no whole one.
         SignatureError: On construction, if a text is not a public key of these kinds.
     """
 
@@ -98,6 +105,7 @@ class TrustedKeys:
                 expected=f"1 to {MAX_TRUSTED_KEYS}",
                 hint="Give 1 to 16 keys.",
             )
+        object.__setattr__(self, "version", whole_number(self.version, name="version"))
         self._check_roles()
         if self.version < 1:
             raise IncompatibleError(
@@ -124,6 +132,9 @@ class TrustedKeys:
     def _check_roles(self) -> None:
         roots = tuple(dict.fromkeys(canonical_pem(key) for key in self.root_keys))
         object.__setattr__(self, "root_keys", roots)
+        object.__setattr__(self, "root_threshold", whole_number(self.root_threshold, name="root_threshold"))
+        if self.highest_version is not None:
+            object.__setattr__(self, "highest_version", whole_number(self.highest_version, name="highest_version"))
         if len(roots) > MAX_TRUSTED_KEYS or not 1 <= self.root_threshold <= max(1, len(roots)):
             raise IncompatibleError(
                 f"{self.root_threshold} of {len(roots)} root keys are to sign; expected at least one, and no more than "
@@ -190,7 +201,19 @@ def public_key_from_pem(text: str) -> SSlibKey:
             expected=SCHEMES,
             hint="`keygen()` makes one.",
         )
+    if public_key.scheme == ED25519 and _is_of_small_order(bytes.fromhex(public_key.keyval["public"])):
+        raise SignatureError(
+            "The key is a point of small order: without any private key, signatures can be made that fit it.",
+            found="a point of small order",
+            expected="a public key that belongs to a private one",
+            hint="Trust nobody who gave it; `keygen()` makes a key.",
+        )
     return public_key
+
+
+def _is_of_small_order(raw: bytes) -> bool:
+    """Say whether an Ed25519 public key is a point whose order divides eight, in any of its encodings."""
+    return int.from_bytes(raw, "little") & ~(1 << 255) in _SMALL_ORDER_Y
 
 
 def canonical_pem(text: str) -> str:

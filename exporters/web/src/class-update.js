@@ -57,9 +57,9 @@ async function parseUpdate(payload, isVerified) {
     version: asInteger(fields.version, 'version'),
     expires: fields.expires === null ? null : asTime(fields.expires, 'expires'),
     seed: asInteger(fields.probe_seed, 'probe_seed'),
-    follows: followedState(fields.follows ?? null),
-    complete: asBoolean(fields.complete ?? false, 'complete'),
-    targets: asTexts(fields.targets ?? [], 'targets'),
+    follows: followedState('follows' in fields ? fields.follows : null),
+    complete: asBoolean('complete' in fields ? fields.complete : false, 'complete'),
+    targets: asTexts('targets' in fields ? fields.targets : [], 'targets'),
     rows: rows.values,
     rowShape: rows.shape,
     arbiter: arbiter === null ? null : arbiter.values,
@@ -145,9 +145,9 @@ async function parseTrustedKeys(payload) {
   if (payload.length > MAX_TRUSTED_KEYS_BYTES) throw new TypeError(`it has ${payload.length} bytes; at most ${MAX_TRUSTED_KEYS_BYTES} are read.`);
   const fields = asObject(parseStrict(payload), 'trusted keys');
   checkSchema(fields, KEY_FIELDS_OF_SCHEMA, 'set of trusted keys');
-  const { version, expires, highest_version: highest = null, root_threshold: threshold = 1 } = fields;
+  const { version, expires, highest_version: highest = null, root_keys: rootKeys = [], root_threshold: threshold = 1 } = fields;
   const keys = await distinctKeys(asTexts(fields.public_keys, 'public_keys'));
-  const roots = await distinctKeys(asTexts(fields.root_keys ?? [], 'root_keys'));
+  const roots = await distinctKeys(asTexts(rootKeys, 'root_keys'));
   if (keys.length < 1 || keys.length > MAX_TRUSTED_KEYS || roots.length > MAX_TRUSTED_KEYS) throw new TypeError(`it has ${keys.length} keys and ${roots.length} root keys.`);
   if (asInteger(threshold, 'root_threshold') < 1 || threshold > Math.max(1, roots.length)) throw new TypeError(`${threshold} of ${roots.length} root keys are to sign.`);
   if (roots.some((root) => keys.includes(root))) throw new TypeError('a key is both a root key and one that signs updates.');

@@ -8,7 +8,7 @@ import { parseEnvelope, STATEMENT_TYPE, verifySignature } from './envelope.js';
 import { BundleError, CorruptFileError, ICISDeployError, IncompatibleError, IntegrityError, LoadError, RuntimeFailureError, shown, SignatureError, StorageError, UsageError } from './errors.js';
 import { Guard, parseReference } from './guard.js';
 import { pixelsOf } from './images.js';
-import { afterReplacement, afterRollback, afterTrustedKeys, afterUpdate, inEffect, lineOf, maxUpdateBytes, planUpdate, verifyFile } from './rules.js';
+import { afterReplacement, afterRollback, afterTrustedKeys, afterUpdate, inEffect, lineOf, maxUpdateBytes, originsAfter, planUpdate, verifyFile } from './rules.js';
 import { currentState, initialJournal, parseJournal, serializeJournal, slotsName } from './journal.js';
 import { asList, asObject, asText, asTexts, parseStrict } from './json.js';
 import { publicKeyFromPem } from './keys.js';
@@ -296,7 +296,7 @@ class Device {
           signed_by: verified.signedBy,
           ...judged,
         });
-        const state = { version: content.version, slots: { sha256: await sha256Hex(slots), size_bytes: slots.length }, taught: [] };
+        const state = { version: content.version, slots: { sha256: await sha256Hex(slots), size_bytes: slots.length }, taught: [], origins: originsAfter(journal, content, { table, bundle: this.#bundle, signedBy: verified.signedBy }) };
         const after = afterUpdate(journal, entry, state);
         return { after, table, put: new Map([[slotsName(state.slots), slots]]), result: applied(content, after, true) };
       } catch (error) {
@@ -308,10 +308,17 @@ class Device {
     });
   }
 
-  /** Go back to the state before; its version stays spent. Returns the line of the history. */
-  async rollback() {
+  /**
+   * Go back to the state before; its version stays spent. Returns the line of the history.
+   * Classes by a key that is not trusted any more come back with `allowRevoked` alone.
+   */
+  async rollback({ allowRevoked = false } = {}) {
     return this.#change(async (journal) => {
-      const after = afterRollback(journal, this.#now());
+      const { table: now } = this.#held.state;
+      const [then] = journal.states.slice(-2, -1);
+      const slots = now === null || then === undefined ? [] : now.differing(await this.#tableOf(then));
+      const rewritten = new Set(slots.map((slot) => this.#bundle.classNames.length + slot));
+      const after = await afterRollback(journal, this.#now(), { trustedKeys: this.#trustedKeys, rewritten, allowRevoked });
       return { after, result: { ...after.history[after.history.length - 1] } };
     });
   }
@@ -372,15 +379,18 @@ class Device {
         const data = await this.#storage.read(JOURNAL_NAME);
         if (!isSame(data, this.#held.data)) await this.#takeOver(data);
         const { journal, state } = this.#held;
-        const { after, table, put = new Map(), result } = await decide(journal);
-        if (after === undefined) return result;
-        let next = table;
+        let decided;
+        let next;
         try {
-          next ??= currentState(after) === currentState(journal) ? state.table : await this.#tableOf(currentState(after));
+          decided = await decide(journal);
+          if (decided.after === undefined) return decided.result;
+          next = decided.table;
+          next ??= currentState(decided.after) === currentState(journal) ? state.table : await this.#tableOf(currentState(decided.after));
         } catch (error) {
           if (await this.#isOutdated(data, error)) continue;
           throw error;
         }
+        const { after, table, put = new Map(), result } = decided;
         if (table === undefined && next !== state.table && next !== null) await verifyComputed(this.#session, this.#bundle, next, { rowLengths: this.#rowLengths });
         const named = new Set(after.states.map(({ slots }) => (slots === null ? null : slotsName(slots))));
         const remove = journal.states.filter(({ slots }) => slots !== null && !named.has(slotsName(slots))).map(({ slots }) => slotsName(slots));

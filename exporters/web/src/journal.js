@@ -4,6 +4,7 @@ import { isSha256, sha256Hex, utf8 } from './bytes.js';
 import { MAX_VERSION } from './class-update.js';
 import { CorruptFileError } from './errors.js';
 import { asBoolean, asCount, asInteger, asList, asNumber, asObject, asText, asTexts, asTime, checkFields, decodeText, dumps, Fraction, parseStrict, timeText } from './json.js';
+import { originsFromJson } from './origins.js';
 
 export const MAX_STATES = 8;
 export const MAX_HISTORY = 32;
@@ -14,7 +15,7 @@ export function initialJournal(bundle) {
   return {
     baseFingerprint: bundle.baseFingerprint,
     bundleSha256: bundle.sha256,
-    states: [{ version: bundle.headVersion, slots: null, taught: [] }],
+    states: [{ version: bundle.headVersion, slots: null, taught: [], origins: [] }],
     highestVersion: bundle.headVersion,
     lastSeen: null,
     disabled: [],
@@ -34,7 +35,7 @@ export async function serializeJournal(journal) {
   const fields = {
     schema_version: 1,
     base_fingerprint: journal.baseFingerprint,
-    states: journal.states.map(({ version, slots, taught }) => ({ version, slots, ...(taught.length ? { taught } : {}) })),
+    states: journal.states.map(({ version, slots, taught, origins }) => ({ version, slots, ...(taught.length ? { taught } : {}), ...(origins.length ? { origins } : {}) })),
     highest_version: journal.highestVersion,
     last_seen: journal.lastSeen === null ? null : timeText(journal.lastSeen),
     disabled: journal.disabled,
@@ -76,10 +77,10 @@ export async function parseJournal(data) {
 function journalFromJson(fields) {
   if (fields.schema_version !== 1) throw new TypeError('its schema version is another than 1');
   const states = asList(fields.states, 'states').map((state) => {
-    const { version, slots, taught } = asObject(state, 'state');
+    const { version, slots, taught, origins } = asObject(state, 'state');
     if (asInteger(version, 'version') < 0) throw new TypeError('a version is below 0');
     if (slots !== null && (!isSha256(asObject(slots, 'slots').sha256) || asCount(slots.size_bytes, 'size_bytes') < 0)) throw new TypeError('its slots have no SHA-256');
-    return { version, slots: slots === null ? null : { sha256: slots.sha256, size_bytes: slots.size_bytes }, taught: asTexts(taught ?? [], 'taught') };
+    return { version, slots: slots === null ? null : { sha256: slots.sha256, size_bytes: slots.size_bytes }, taught: asTexts(taught ?? [], 'taught'), origins: originsFromJson(origins ?? []) };
   });
   const highest = asInteger(fields.highest_version, 'highest_version');
   const trustVersion = asInteger(fields.trust_version, 'trust_version');
@@ -107,12 +108,13 @@ function journalFromJson(fields) {
 
 function lineFromJson(value) {
   const line = asObject(value, 'history');
-  checkFields(line, LINE_FIELDS, ['changed_answers', 'allowed_past_guard']);
+  checkFields(line, LINE_FIELDS, ['changed_answers', 'allowed_past_guard', 'allowed_revoked', 'photos_sha256']);
   asCount(line.sequence, 'sequence', Number.MAX_SAFE_INTEGER - 1);
   for (const name of ['version', 'num_added', 'num_replaced', 'num_removed']) asInteger(line[name], name);
   for (const name of ['class_name', 'payload_sha256', 'signed_by']) if (line[name] !== null) asText(line[name], name);
   asTime(line.time, 'time');
   asText(line.action, 'action');
-  if ('allowed_past_guard' in line) asBoolean(line.allowed_past_guard, 'allowed_past_guard');
+  for (const name of ['allowed_past_guard', 'allowed_revoked']) if (name in line) asBoolean(line[name], name);
+  if ('photos_sha256' in line) asTexts(line.photos_sha256, 'photos_sha256');
   return 'changed_answers' in line ? { ...line, changed_answers: asNumber(line.changed_answers, 'changed_answers') } : { ...line };
 }

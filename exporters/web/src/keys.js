@@ -3,24 +3,26 @@
 import { decodeBase64, equalBytes, hex, sha256Hex, subtle, utf8 } from './bytes.js';
 import { MissingDependencyError, SignatureError, shown } from './errors.js';
 
-const MAX_KEY_BYTES = 1 << 12;
 const SPKI_PREFIX = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-// No part of it takes what its neighbour takes: else blanks, which anyone can send, would be divided in every way.
-const PEM = /^\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*$/;
+const FIELD = 2n ** 255n - 19n;
+const ORDER_8_Y = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826n;
+const [BEGIN, END] = ['-----BEGIN PUBLIC KEY-----', '-----END PUBLIC KEY-----'];
 
 /**
  * An Ed25519 public key from PEM (SubjectPublicKeyInfo): `{pem, keyId, raw, verify}`.
  * Throws SignatureError where the text is none, MissingDependencyError where WebCrypto knows no Ed25519.
  */
 export async function publicKeyFromPem(text) {
-  const found = typeof text === 'string' && text.length <= MAX_KEY_BYTES ? PEM.exec(text) : null;
+  const base64 = bodyOf(text);
   let spki = new Uint8Array();
   try {
-    spki = found === null ? spki : decodeBase64(found[1].replace(/\s/g, ''));
+    spki = decodeBase64(base64);
   } catch {
     // no base64: refused below
   }
-  if (spki.length !== 44 || !equalBytes(spki.subarray(0, 12), Uint8Array.from(SPKI_PREFIX))) {
+  // One key has one text: two that differ in bits which stand for nothing would count as two.
+  const isCanonical = btoa(String.fromCharCode(...spki.subarray(0, 44))) === base64;
+  if (!isCanonical || spki.length !== 44 || !equalBytes(spki.subarray(0, 12), Uint8Array.from(SPKI_PREFIX))) {
     throw new SignatureError('The text is not an Ed25519 public key in PEM form.', {
       found: shown(text),
       expected: 'a public key in PEM form',
@@ -28,13 +30,32 @@ export async function publicKeyFromPem(text) {
     });
   }
   const raw = spki.slice(12);
+  if (isOfSmallOrder(raw)) {
+    throw new SignatureError('The key is a point of small order: without any private key, signatures can be made that fit it.', {
+      found: 'a point of small order',
+      expected: 'a public key that belongs to a private one',
+      hint: 'Trust nobody who gave it; `icis-deploy keygen` makes a key.',
+    });
+  }
   const fields = `{"keytype":"ed25519","keyval":{"public":"${hex(raw)}"},"scheme":"ed25519"}`;
-  const base64 = found[1].replace(/\s/g, '');
   return {
     pem: `-----BEGIN PUBLIC KEY-----\n${base64}\n-----END PUBLIC KEY-----\n`,
     keyId: await sha256Hex(utf8(fields)),
     key: await imported(raw),
   };
+}
+
+// Whether a key is one of the points whose order divides eight, in any encoding.
+function isOfSmallOrder(raw) {
+  const y = BigInt(`0x${hex(raw.toReversed())}`) & ~(1n << 255n);
+  return [0n, 1n, FIELD - 1n, FIELD, FIELD + 1n, ORDER_8_Y, FIELD - ORDER_8_Y].includes(y);
+}
+
+// What is around the first key is for people, as in the Python device.
+function bodyOf(text) {
+  const start = typeof text === 'string' ? text.indexOf(BEGIN) : -1;
+  const end = start < 0 ? -1 : text.indexOf(END, start);
+  return end < 0 ? '' : text.slice(start + BEGIN.length, end).replace(/\s/g, '');
 }
 
 async function imported(raw) {

@@ -17,10 +17,11 @@
 import { sha256Hex } from './bytes.js';
 import { MAX_NAME_BYTES, MAX_TRUSTED_KEYS_BYTES, NUM_STATISTICS, parseContent } from './class-update.js';
 import { MAX_SIGNATURE_BYTES, parseEnvelope, TRUSTED_KEYS_TYPE, verifySignature } from './envelope.js';
-import { CorruptFileError, ExpiredError, IncompatibleError, quoted, SignatureError, UpdateOrderError, UsageError, VersionRollbackError, WrongBaseError } from './errors.js';
+import { CorruptFileError, ExpiredError, IncompatibleError, quoted, shown, SignatureError, UpdateOrderError, UsageError, VersionRollbackError, WrongBaseError } from './errors.js';
 import { currentState, initialJournal, MAX_HISTORY, MAX_STATES } from './journal.js';
 import { timeText } from './json.js';
 import { publicKeyFromPem } from './keys.js';
+import { broughtBack, originsAfterUpdate } from './origins.js';
 
 const PROVENANCE_BYTES = 1 << 20;
 
@@ -182,7 +183,15 @@ export function lineOf(journal, action, clock, fields) {
 }
 
 function recorded(journal, entry) {
-  return { ...journal, history: [...journal.history, entry].slice(-MAX_HISTORY), lastSeen: Date.parse(entry.time) };
+  const lines = [...journal.history, entry];
+  const recent = lines.slice(-MAX_HISTORY);
+  // Of every signer of a class that a state has, the last line stays, however old it is.
+  const wanted = new Set(journal.states.flatMap(({ origins }) => origins.map(({ signed_by: signedBy }) => signedBy)));
+  const kept = [];
+  for (const line of lines.toReversed()) {
+    if (line.action === 'apply' && wanted.delete(line.signed_by) && !recent.includes(line)) kept.unshift(line);
+  }
+  return { ...journal, history: [...kept, ...recent], lastSeen: Date.parse(entry.time) };
 }
 
 export function afterUpdate(journal, entry, state) {
@@ -194,6 +203,14 @@ export function afterUpdate(journal, entry, state) {
 export function afterTrustedKeys(journal, { content: keys, payloadSha256, signedBy }, { bundle, clock }) {
   checkVersion(keys.version, journal.trustVersion, 'set of trusted keys');
   checkExpiry(keys.expires, journal, clock, 'set of trusted keys');
+  const both = keys.rootKeys.length ? [] : keys.publicKeys.filter((key) => journal.rootKeys.includes(key));
+  if (both.length) {
+    throw new IncompatibleError(`${both.length} keys of the set are root keys of this device: whoever steals one would have both roles.`, {
+      found: both.length,
+      expected: 'other keys than its root keys',
+      hint: 'Let another key sign updates, or bring new root keys with the set.',
+    });
+  }
   let changed = { ...journal, trustVersion: keys.version, trustedKeys: keys.publicKeys };
   if (keys.rootKeys.length) changed = { ...changed, rootKeys: keys.rootKeys, rootThreshold: keys.rootThreshold };
   if (keys.highestVersion !== null) {
@@ -212,15 +229,37 @@ export function afterTrustedKeys(journal, { content: keys, payloadSha256, signed
   return recorded(changed, lineOf(journal, 'trust', clock, { version: currentState(changed).version, payload_sha256: payloadSha256, signed_by: signedBy }));
 }
 
+/** The origins of the classes after an update, where each is among the model's scores. */
+export function originsAfter(journal, update, { table, bundle, signedBy }) {
+  const columnOf = (slot) => bundle.classNames.length + slot;
+  const written = new Set(update.classNames);
+  return originsAfterUpdate(currentState(journal).origins, {
+    written: table.filled.filter((slot) => written.has(table.classNames[slot])).map(columnOf),
+    kept: [...bundle.classNames.keys(), ...table.filled.map(columnOf)],
+    signedBy,
+  });
+}
+
 /** The journal after going back to the state before (rule 9). */
-export function afterRollback(journal, clock) {
+export async function afterRollback(journal, clock, { trustedKeys, rewritten, allowRevoked }) {
   if (journal.states.length < 2) {
     throw new UsageError(`There is nothing to roll back to: version ${currentState(journal).version} is the oldest state that this device keeps (at most ${MAX_STATES}).`, {
       found: currentState(journal).version,
     });
   }
   const changed = { ...journal, states: journal.states.slice(0, -1) };
-  return recorded(changed, lineOf(journal, 'rollback', clock, { version: currentState(changed).version }));
+  const signers = broughtBack(currentState(journal).origins, currentState(changed).origins, rewritten);
+  // Keys are read only where they matter: a rollback must work where most else does not.
+  const trusted = signers.size ? new Set((await keysOf(journal.trustedKeys ?? trustedKeys)).map(({ keyId }) => keyId)) : signers;
+  const revoked = [...signers].filter((keyId) => !trusted.has(keyId));
+  if (revoked.length && !allowRevoked) {
+    throw new SignatureError(`The state before, version ${currentState(changed).version}, would bring back classes signed by ${revoked.sort().slice(0, 4).map((keyId) => shown(keyId, 16)).join(', ')}, which this device does not trust any more. Nothing was changed.`, {
+      found: revoked,
+      expected: 'classes by keys that are trusted now',
+      hint: 'Apply an update with the classes that are wanted; where this state is meant, give `allowRevoked`, and the history says so.',
+    });
+  }
+  return recorded(changed, lineOf(journal, 'rollback', clock, { version: currentState(changed).version, ...(revoked.length ? { allowed_revoked: true } : {}) }));
 }
 
 /** The journal of a bundle that takes the place of another one of the same head (rule 11). */

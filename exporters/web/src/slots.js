@@ -36,6 +36,13 @@ export class SlotTable {
     );
   }
 
+  /** The slots that hold another class, or another row, than in a table of the same size. */
+  differing(other) {
+    const isSame = (left, right) => left.every((value, index) => value === right[index]);
+    return [...this.classNames.keys()].filter((slot) => this.classNames[slot] !== other.classNames[slot]
+      || this.bias[slot] !== other.bias[slot] || !isSame(this.row(slot), other.row(slot)) || !isSame(this.coefficients(slot), other.coefficients(slot)));
+  }
+
   row(slot) {
     return this.weight.subarray(slot * this.featureDim, (slot + 1) * this.featureDim);
   }

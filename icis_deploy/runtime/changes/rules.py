@@ -285,7 +285,7 @@ def plan_update(
     taken_over = tuple(name for name in taught if name in update.added)
     new_table = table.without(taken_over).apply(update, seen_names=_set_of(bundle.class_names), keeping=taught)
     if journal.disabled:
-        _check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
+        check_enabled((*bundle.class_names, *new_table.filled_names), journal.disabled)
     return new_table
 
 
@@ -478,9 +478,14 @@ def state_before(journal: Journal) -> StateEntry:
     return journal.states[-2]
 
 
-def signers_brought_back(journal: Journal) -> frozenset[str]:
-    """Return the ids of the keys whose classes `rollback` would bring back (rule 9)."""
-    return brought_back(journal.current.origins, state_before(journal).origins)
+def signers_brought_back(journal: Journal, rewritten: Collection[int] = ()) -> frozenset[str]:
+    """Return the ids of the keys whose classes `rollback` would bring back (rule 9).
+
+    Args:
+        journal: What the device remembers.
+        rewritten: Columns that have another class or another row in the state before than now.
+    """
+    return brought_back(journal.current.origins, state_before(journal).origins, rewritten)
 
 
 def after_rollback(
@@ -517,7 +522,7 @@ def after_rollback(
                 "`allow_revoked=True`, and the history says so."
             ),
         )
-    _check_enabled(known_names, journal.disabled)
+    check_enabled(known_names, journal.disabled)
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
@@ -559,7 +564,7 @@ def after_replacement(
             hint="Publish them in a class update and apply it to the new bundle first, or roll the teaching back.",
         )
     disabled = tuple(dict.fromkeys(name for name in (*former.disabled, *journal.disabled) if name in known_names))
-    _check_enabled(known_names, disabled)
+    check_enabled(known_names, disabled)
     keys = max(former, journal, key=lambda each: each.trust_version)
     last_seen = max((each.last_seen for each in (former, journal) if each.last_seen is not None), default=None)
     entry = HistoryEntry(
@@ -607,7 +612,7 @@ def after_switch(
         return None
     others = tuple(name for name in journal.disabled if name != class_name)
     disabled = others if enabled else (*others, class_name)
-    _check_enabled(known_names, disabled)
+    check_enabled(known_names, disabled)
     entry = HistoryEntry(
         sequence=journal.sequence + 1,
         time=trusted_time(journal, clock),
@@ -618,7 +623,8 @@ def after_switch(
     return entry, with_entry(replace(journal, disabled=disabled), entry)
 
 
-def _check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
+def check_enabled(known_names: Sequence[str], disabled: Sequence[str]) -> None:
+    """Raise `ClassConflictError` if no class is left to choose (rule 10)."""
     if disabled and set(known_names) <= set(disabled):
         raise ClassConflictError(
             f"No class would be left to choose: {quoted(tuple(disabled))} are disabled.",

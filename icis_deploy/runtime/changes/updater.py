@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -34,7 +34,14 @@ from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.terminal_text import shown
-from icis_deploy.errors import BundleError, IncompatibleError, IntegrityError, SelfTestError, UsageError
+from icis_deploy.errors import (
+    BundleError,
+    CorruptFileError,
+    IncompatibleError,
+    IntegrityError,
+    SelfTestError,
+    UsageError,
+)
 from icis_deploy.head.slots import SlotTable
 from icis_deploy.runtime.changes.limits import Limits
 from icis_deploy.runtime.sessions.protocol import Session, SlotBuffers
@@ -251,7 +258,7 @@ class Updater:
                     prepared = self._tested_before(after, held)
                 else:  # versions were given back, and what came with them is taken back
                     table = self._store.load_table(self._bundle, after.current)
-                    check_disabled(after, known_names(self._bundle, table))
+                    rules.check_enabled(known_names(self._bundle, table), after.disabled)
                     prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
                 self._change(before, _decided(after, prepared), watch=watch)
                 return AppliedUpdate(content=content, entry=entry, timings=watch.timings())
@@ -360,24 +367,40 @@ class Updater:
 
     def rollback(self, *, allow_revoked: bool = False) -> HistoryEntry:
         """Go back to the state before."""
-        from icis_deploy.runtime.changes.rules import after_rollback, signers_brought_back, state_before
+        from icis_deploy.runtime.changes.rules import after_rollback, state_before
 
         with self._changing, self._store.locked(self._bundle):
             before = self._store.load_journal(self._bundle)
             table = self._store.load_table(self._bundle, state_before(before))
-            signers = signers_brought_back(before)
-            # Keys are read only where they matter: a rollback must work where most else does not.
-            trusted = {key.keyid for key in self._store.trusted_keys(before)} if signers else frozenset()
             entry, after = after_rollback(
                 before,
                 known_names=known_names(self._bundle, table),
                 clock=self._clock(),
-                revoked=signers - trusted,
+                revoked=self._revoked_brought_back(before, table),
                 allow_revoked=allow_revoked,
             )
             prepared = self._prepared(table, version=after.current.version, disabled=after.disabled)
             self._change(before, _decided(after, prepared))
         return entry
+
+    def _revoked_brought_back(self, before: Journal, table: SlotTable | None) -> frozenset[str]:
+        """Return the keys that are not trusted any more and signed what the state before, `table`, would bring back."""
+        from icis_deploy.runtime.changes.rules import signers_brought_back, state_before
+
+        signers = signers_brought_back(before)
+        then = {each.signed_by for each in state_before(before).origins if each.signed_by is not None}
+        # Keys are read only where they matter: a rollback must work where most else does not.
+        if not signers and (not then or before.trusted_keys is None):
+            return frozenset()
+        trusted = {key.keyid for key in self._store.trusted_keys(before)}
+        if then - trusted - signers and table is not None:
+            # Nor is the state that is left read where nothing hangs on it; a damaged one is left as it is.
+            with suppress(BundleError, CorruptFileError):
+                current = self._table_of(before.current)
+                if current is not None:
+                    first = len(self._bundle.class_names)
+                    signers = signers_brought_back(before, {first + slot for slot in table.differing(current)})
+        return signers - trusted
 
     def switch(self, class_name: str, *, enabled: bool) -> bool:
         """Enable or disable a class; return whether that changed anything."""

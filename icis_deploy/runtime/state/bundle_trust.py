@@ -9,7 +9,7 @@ from pathlib import Path
 from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from icis_deploy.common.files import read_plain
 from icis_deploy.errors import BundleError, IntegrityError, SignatureError
-from icis_deploy.runtime.state.store import TRUST_FOLDER
+from icis_deploy.runtime.state.store import STATE_FOLDER, TRUST_FOLDER
 
 
 def signed_files(folder: Path) -> dict[str, bytes]:
@@ -48,6 +48,37 @@ def signed_files(folder: Path) -> dict[str, bytes]:
         data = read_plain(trust / name, max_bytes=MAX_KEY_BYTES, what="trusted key", error_type=SignatureError)
         files[f"{TRUST_FOLDER}/{name}"] = data
     return files
+
+
+def has_state(folder: Path) -> bool:
+    """Say whether a bundle holds what a device writes, which no signature covers."""
+    return os.path.lexists(folder / STATE_FOLDER)
+
+
+def check_as_delivered(folder: Path) -> None:
+    """Raise `SignatureError` if a bundle holds what no carrier may bring: the state of a device, or a link.
+
+    Where a link leads is no part of the bundle, and can be exchanged after everything was compared.
+    """
+    if has_state(folder):
+        raise SignatureError(
+            f"The bundle {folder} holds {STATE_FOLDER}/, the classes and keys of a device, which no signature covers: "
+            f"a device that opens it believes whoever wrote that.",
+            found=STATE_FOLDER,
+            expected=f"a bundle without {STATE_FOLDER}/",
+            where=folder / STATE_FOLDER,
+            hint=f"Remove its {STATE_FOLDER}/ where a carrier brought it; a device makes its own.",
+        )
+    for parent, folders, names in os.walk(folder):
+        for name in sorted((*folders, *names)):
+            if os.path.islink(path := Path(parent, name)):  # noqa: PTH114 - which raises where it cannot look
+                raise SignatureError(
+                    f"{path} is a link: what it leads to is no part of the bundle, and can be exchanged later.",
+                    found="a link",
+                    expected="a plain file",
+                    where=path,
+                    hint="Fetch the bundle again, with files instead of links.",
+                )
 
 
 def verify_bundle_signature(folder: Path, trust: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ A class without an origin was exported with the bundle, was taught on the device
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -91,11 +91,18 @@ def origins_moved(
     return origins_from({columns[name]: signers[column] for column, name in names.items() if name in columns})
 
 
-def brought_back(now: Sequence[Origin], then: Sequence[Origin]) -> frozenset[str]:
-    """Return the keys that signed classes of a state which are not in effect now."""
+def brought_back(now: Sequence[Origin], then: Sequence[Origin], rewritten: Collection[int] = ()) -> frozenset[str]:
+    """Return the keys that signed classes of a state which are not in effect now.
+
+    Args:
+        now: The origins of what is in effect.
+        then: Those of the state.
+        rewritten: Columns that have another class or another row now than then, as far as that is known: one key may
+            have signed both.
+    """
     current = signer_by_column(now)
     return frozenset(
         signed_by
         for column, signed_by in signer_by_column(then).items()
-        if signed_by is not None and (column not in current or current[column] != signed_by)
+        if signed_by is not None and (column not in current or current[column] != signed_by or column in rewritten)
     )

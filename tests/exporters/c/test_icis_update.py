@@ -161,6 +161,19 @@ def test_more_classes_than_slots_and_rows_of_another_width_are_refused(readers: 
     assert readers.both(readers.signed(wide)).status == "CONFLICT"
 
 
+@pytest.mark.parametrize("num_bytes", [0, 1, 63, 65, 128, 129, 256, 3309])
+def test_a_signature_by_another_key_counts_for_nothing_whatever_its_size(readers: Readers, num_bytes: int) -> None:
+    document = json.loads(readers.signed(make_update("okapi")))
+    other = {"keyid": "a key of another kind", "sig": base64.b64encode(b"s" * num_bytes).decode()}
+    ours = document["signatures"]
+
+    for signatures in ([other, *ours], [*ours, other]):
+        data = json.dumps(document | {"signatures": signatures}).encode()
+        assert readers.both(data).status == "OK"
+    data = json.dumps(document | {"signatures": [other | {"keyid": readers.key_id}]}).encode()
+    assert readers.both(data).status == "UNSIGNED"
+
+
 def test_nothing_is_taken_without_a_trusted_signature(readers: Readers) -> None:
     payload = serialize_payload(make_update("okapi"))
     stranger = Ed25519PrivateKey.generate()

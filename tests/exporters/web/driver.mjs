@@ -29,7 +29,7 @@ const calls = {
     return devices.length - 1;
   },
   apply: ({ device, data, options }) => devices[device].apply(bytes(data), options),
-  rollback: ({ device }) => devices[device].rollback(),
+  rollback: ({ device, ...options }) => devices[device].rollback(options),
   refresh: ({ device }) => devices[device].refresh(),
   history: ({ device }) => devices[device].history(),
   classes: ({ device }) => devices[device].classes(),

@@ -45,6 +45,30 @@ test('keys are read with any blanks around and within', async () => {
   }
 });
 
+test('one key has one text: bits that stand for nothing make no second one', async () => {
+  const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
+  const last = good.indexOf('=') - 1;
+  const other = good.slice(0, last) + String.fromCharCode(good.charCodeAt(last) + 1) + good.slice(last + 1);
+  await assert.rejects(publicKeyFromPem(other), { name: 'SignatureError' });
+});
+
+test('a key that everybody can sign with is none', async () => {
+  const [neutral, ofOrder8] = ['01' + '00'.repeat(31), '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85'];
+  for (const raw of ['00'.repeat(32), neutral, `ec${'ff'.repeat(30)}7f`, `ed${'ff'.repeat(31)}`, `ee${'ff'.repeat(30)}7f`, ofOrder8]) {
+    const spki = Buffer.from(`302a300506032b6570032100${raw}`, 'hex').toString('base64');
+    const text = `-----BEGIN PUBLIC KEY-----\n${spki}\n-----END PUBLIC KEY-----\n`;
+    await assert.rejects(publicKeyFromPem(text), { name: 'SignatureError', message: /small order/ });
+  }
+});
+
+test('what stands around a key is for people, as in Python', async () => {
+  const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
+  const { pem } = await publicKeyFromPem(good);
+  for (const text of [`of the release of May\n${good}`, `${good}by hand`, `${good}${' '.repeat(5000)}`]) {
+    assert.equal((await publicKeyFromPem(text)).pem, pem);
+  }
+});
+
 for (const given of ['nothing', 'http://[', undefined, 'data:text/plain,x']) {
   test(`a bundle at ${given}, which is no place with files`, async () => {
     await assert.rejects(openBundle(given, { storage }), { name: 'UsageError', message: /is no URL.*folderSource/ });

@@ -17,7 +17,8 @@ from icis_deploy.head.class_update import FollowedState
 from icis_deploy.head.slots import SlotTable, empty_slots
 from icis_deploy.runtime.changes.rules import verify_bytes
 from icis_deploy.runtime.device import Device
-from icis_deploy.updates.signing import KeyPair, keygen, load_public_key, trusted_keys_from_files
+from icis_deploy.updates.envelope import envelope_of, serialize_envelope
+from icis_deploy.updates.signing import KeyPair, keygen, load_private_key, load_public_key, trusted_keys_from_files
 from icis_deploy.updates.trusted_keys import TrustedKeys
 from scripts.robustness.mutations import MUTATIONS
 from testing.bundles import images, make_update, signed_bytes, trust, write_bundle
@@ -224,6 +225,69 @@ def test_root_keys_alone_replace_keys_and_give_versions_back(device, keys, tmp_p
     device.apply(signed_by(recovery, *roots))
     assert device.classes() == ["cat", "dog", "owl"]
     device.apply(signed_by(make_update("okapi", version=1), keys))
+
+
+def test_no_set_gives_a_root_key_that_the_device_keeps_the_role_of_signing_updates(device, keys, tmp_path):
+    root = keygen(tmp_path / "root.key")
+    pem, root_pem = keys.public_path.read_text(), root.public_path.read_text()
+    with_root = envelope_of(TrustedKeys(public_keys=(pem,), version=1, root_keys=(root_pem,)))
+    for pair in (keys, root):
+        with_root.sign(load_private_key(pair.private_path))
+    device.apply(serialize_envelope(with_root))
+
+    both = signed_bytes(TrustedKeys(public_keys=(pem, root_pem), version=2), root.private_path)
+    refused(lambda: device.apply(both), "IncompatibleError", "1 keys of the set are root keys of this device")
+
+
+def test_no_rollback_brings_back_the_classes_of_a_revoked_key(tmp_path, node, keys):
+    new = keygen(tmp_path / "new.key")
+    folder, state = bundle_of(tmp_path / "bundle", keys, capacity=3), tmp_path / "state"
+    python, javascript = Device.open(folder), node.open(folder, state=state)
+    by_new = trusted_keys_from_files([new.public_path])
+    removal = make_update("gnu", version=2, removed=("okapi", "quagga"))
+    for data in (
+        signed_bytes(make_update("okapi", "zebra", "quagga"), keys.private_path),
+        signed_bytes(by_new, keys.private_path),
+        signed_bytes(removal, new.private_path),
+    ):
+        python.apply(data)
+        javascript.apply(data)
+    for device in (node.open(folder, state=state), javascript):
+        refused(device.rollback, "SignatureError", f"classes signed by .{keys.key_id[:12]}.*does not trust any more")
+
+    python.rollback(allow_revoked=True)
+    assert javascript.rollback(allowRevoked=True)["allowed_revoked"]
+
+    assert javascript.classes() == list(python.classes())
+    written = [json.loads((each / "journal.json").read_text())["journal"] for each in (state, folder / "state")]
+    assert written[0]["states"] == written[1]["states"]
+    assert written[0]["states"][-1]["origins"] == [{"signed_by": keys.key_id, "columns": [[3, 6]]}]
+    assert node.open(folder, state=folder / "state").history()[-1]["allowed_revoked"]
+
+
+@pytest.mark.parametrize("is_another_class", [True, False])
+def test_a_slot_that_one_key_wrote_twice_does_not_bring_back_what_it_held(is_another_class, device, keys, tmp_path):
+    new = keygen(tmp_path / "new.key")
+    taken, replaced = make_update("gnu", version=2, removed=("okapi",)), make_update(version=2, replaced=("okapi",))
+    device.apply(signed_bytes(make_update("okapi"), keys.private_path))
+    device.apply(signed_bytes(taken if is_another_class else replaced, keys.private_path))
+    device.apply(signed_bytes(trusted_keys_from_files([new.public_path]), keys.private_path))
+
+    refused(device.rollback, "SignatureError", f"classes signed by .{keys.key_id[:12]}")
+    assert device.rollback(allowRevoked=True)["version"] == 1
+
+
+def test_who_signed_a_class_outlives_the_other_lines_of_the_history(device, keys, tmp_path):
+    new = keygen(tmp_path / "new.key")
+    device.apply(signed_bytes(make_update("okapi"), keys.private_path))
+    device.apply(signed_bytes(trusted_keys_from_files([new.public_path]), keys.private_path))
+    for version in range(2, 36):
+        update = make_update(version=version, replaced=("gnu",)) if version > 2 else make_update("gnu", version=2)
+        device.apply(signed_bytes(update, new.private_path))
+
+    lines = device.history()
+    assert [line["version"] for line in lines] == [1, *range(4, 36)]
+    assert lines[0]["signed_by"] == keys.key_id
 
 
 def test_a_clock_that_was_set_back_is_not_believed(tmp_path, node, bundle, keys):

@@ -13,6 +13,7 @@ import pytest
 
 import icis_deploy
 from icis_deploy.errors import (
+    ClassConflictError,
     CorruptFileError,
     ExpiredError,
     ICISDeployError,
@@ -150,6 +151,18 @@ def test_fast_forward_by_a_stolen_key_is_undone_by_the_root_keys(device, bundle_
         assert not again.apply(signed_by(new_set, roots[2], roots[0])).changed
 
 
+def test_an_update_that_came_again_after_a_recovery_is_in_effect_since_then(device, keys, roots):
+    update = signed_by(make_update("okapi", version=5), keys)
+    first = device.apply(update)
+    device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=0), *roots))
+    second = device.apply(update)
+
+    again = device.apply(update)
+    assert not again.changed
+    assert again.entry.sequence == second.entry.sequence > first.entry.sequence
+    assert [line.sequence for line in device.history()] == [1, 2, 3, 4]
+
+
 def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(device, keys, roots):
     for version in range(10, 20):
         device.apply(signed_by(make_update(f"class {version}", version=version, complete=True), keys))
@@ -160,12 +173,35 @@ def test_a_recovery_behind_every_kept_state_gives_the_bundle_as_it_was_exported(
     device.apply(signed_by(make_update("okapi", version=6), keys))
 
 
+def test_a_recovery_that_would_leave_no_class_says_so(device, bundle_folder, keys, roots):
+    device.apply(signed_by(make_update("poison", version=9), keys))
+    for name in ("cat", "dog", "owl"):
+        device.disable(name)
+    recovery = signed_by(TrustedKeys(public_keys=(pem(keys),), version=2, highest_version=0), *roots)
+
+    with refused(device, bundle_folder, ClassConflictError, "No class would be left to choose"):
+        device.apply(recovery)
+    device.enable("cat")
+    device.apply(recovery)
+    assert device.classes() == ("cat",)
+
+
 def test_versions_are_given_back_by_root_keys_alone(bundle_folder, keys):
     device = Device.open(bundle_folder)
     device.apply(signed_by(make_update("okapi", version=5), keys))
 
     with refused(device, bundle_folder, SignatureError, "has no root keys, which alone may do that"):
         device.apply(signed_by(TrustedKeys(public_keys=(pem(keys),), highest_version=1), keys))
+
+
+def test_a_set_of_keys_that_says_it_is_an_update_is_none(device, bundle_folder, keys, evil):
+    """The key that signs updates may sign the type of an update, over any bytes."""
+    disguised = envelope_of(make_update("okapi"))
+    disguised.payload = serialize_trusted_keys(TrustedKeys(public_keys=(pem(evil),), version=2))
+    disguised.sign(load_private_key(keys.private_path))
+
+    with refused(device, bundle_folder, CorruptFileError, "class update"):
+        device.apply(serialize_envelope(disguised))
 
 
 def test_a_stolen_update_key_cannot_take_over_the_trusted_set(device, bundle_folder, keys, evil):

@@ -146,7 +146,7 @@ def test_a_rollback_may_leave_what_a_revoked_key_signed_and_is_in_effect(device,
     device.apply(signed_bytes(make_update("zebra", version=2), other.private_path))
 
     entry = device.rollback()
-    assert not entry.allowed_revoked
+    assert (entry.action, entry.allowed_revoked) == ("rollback", False)
     assert device.version == 1
 
 
@@ -157,3 +157,30 @@ def test_a_taught_class_has_no_signer(device, bundle_folder, keys):
     updater.teach("gnu", lambda _: make_update("gnu").rows[0])  # the generator's part is tested where it is
 
     assert origins(bundle_folder) == {"zebra": ("signed", keys.key_id), "gnu": ("taught", None)}
+
+
+@pytest.mark.parametrize("is_another_class", [True, False])
+def test_a_slot_that_one_key_wrote_twice_does_not_bring_back_what_it_held(is_another_class, device, keys, other):
+    """Who signed the column is the same key then and now; what it signed is not."""
+    device.apply(signed_bytes(make_update("okapi", version=1), keys.private_path))
+    taken, replaced = make_update("gnu", version=2, removed=("okapi",)), make_update(version=2, replaced=("okapi",))
+    device.apply(signed_bytes(taken if is_another_class else replaced, keys.private_path))
+    before = device.classes()
+    revoke(device, keys, other)
+
+    with pytest.raises(SignatureError, match=f"would bring back classes signed by {keys.key_id[:16]}"):
+        device.rollback()
+    assert device.classes() == before
+    assert device.rollback(allow_revoked=True).allowed_revoked
+    assert "okapi" in device.classes()
+
+
+def test_a_damaged_state_is_left_also_where_it_cannot_be_compared(device, bundle_folder, keys, other):
+    device.apply(signed_bytes(make_update("okapi", version=1), keys.private_path))
+    revoke(device, keys, other)
+    device.apply(signed_bytes(make_update("gnu", version=2), other.private_path))
+    journal = parse_journal((bundle_folder / "state" / "journal.json").read_bytes())
+    (bundle_folder / "state" / f"slots-{journal.current.slots.sha256}.safetensors").write_bytes(b"")
+
+    operations.rollback(bundle_folder)
+    assert Device.open(bundle_folder, num_threads=1).classes() == ("cat", "dog", "owl", "okapi")

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from icis_deploy.bundle.manifest import load_manifest
 from icis_deploy.errors import CorruptFileError, IncompatibleError, SignatureError, VersionRollbackError
+from icis_deploy.runtime.changes.rules import max_update_bytes
 from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.state.journal import MAX_HISTORY
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
@@ -149,4 +151,14 @@ def test_other_bytes_around_the_payload_in_effect_change_nothing(device, signed,
     document["payload"] = document["payload"][:-8]
     with pytest.raises(SignatureError):
         device.apply(json.dumps(document).encode())
+    assert files_in(bundle_folder) == before
+
+
+def test_a_file_that_is_too_large_is_refused_also_where_it_holds_what_is_in_effect(device, signed, bundle_folder):
+    data = signed(make_update("okapi"))
+    device.apply(data)
+    before = files_in(bundle_folder)
+
+    with pytest.raises(CorruptFileError, match="which no update for this bundle"):
+        device.apply(data + b" " * max_update_bytes(load_manifest(bundle_folder)))
     assert files_in(bundle_folder) == before

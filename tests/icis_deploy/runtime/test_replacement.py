@@ -20,7 +20,7 @@ from icis_deploy.runtime.device import Device, state_of
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession
 from icis_deploy.updates.signing import keygen, trusted_keys_from_files
 from testing.asking import asking
-from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, write_bundle
+from testing.bundles import FEATURE_DIM, files_in, images, make_update, seen_head, signed_bytes, write_bundle
 from tests.icis_deploy.runtime.test_forged_state import forge
 
 
@@ -132,6 +132,28 @@ def test_a_revoked_key_does_not_come_back_with_the_trust_folder_of_a_new_bundle(
 
     with pytest.raises(SignatureError, match="trusted are"):
         device.apply(signed(make_update("bongo", version=6)))
+
+
+def test_a_spent_set_of_keys_is_not_taken_again_from_a_new_bundle(device, new_folder, signed, keys, tmp_path):
+    new_key = keygen(tmp_path / "new-key")
+    back = trusted_keys_from_files([keys.public_path]).with_terms(version=1, expires=None)
+    device.apply(signed(trusted_keys_from_files([new_key.public_path])))
+
+    device.replace(new_folder, num_threads=1)
+
+    with pytest.raises(VersionRollbackError, match="set of trusted keys has version 1; this device has held version 1"):
+        device.apply(signed_bytes(back, new_key.private_path))
+
+
+def test_of_two_sets_of_one_version_the_devices_own_stays(device, new_folder, signed, tmp_path):
+    own, others = (keygen(tmp_path / name) for name in ("own", "others"))
+    device.apply(signed(trusted_keys_from_files([own.public_path])))
+    Device.open(new_folder).apply(signed(trusted_keys_from_files([others.public_path])))
+
+    device.replace(new_folder, num_threads=1)
+
+    with pytest.raises(SignatureError, match=f"trusted are '{own.key_id[:16]}'"):
+        device.apply(signed_bytes(make_update("bongo", version=6), others.private_path))
 
 
 def test_a_taught_class_does_not_get_lost_on_the_way(device, new_folder, signed):

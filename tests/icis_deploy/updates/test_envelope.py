@@ -205,3 +205,12 @@ def test_saving_where_nothing_can_be_written_says_so(tmp_path):
     with pytest.raises(StorageError, match=r"^Could not write \S+new\.icis: No such file or directory\. Nothing was"):
         save_update(UPDATE, tmp_path / "missing" / "new.icis")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("signatures", [{}, "", None, 0, False], ids=["object", "text", "null", "number", "false"])
+def test_signatures_that_are_no_list_are_no_signatures_that_are_none(signatures, saved):
+    """An operator who takes what nobody signed would take them."""
+    document = json.loads(saved.read_bytes()) | {"signatures": signatures}
+
+    with pytest.raises(CorruptFileError, match="it is no DSSE envelope"):
+        parse_envelope(json.dumps(document).encode())

@@ -228,10 +228,47 @@ def test_a_command_that_waits_for_ever_is_ended(update, keys):
     assert time.monotonic() - start < 300
 
 
-@pytest.mark.parametrize("fields", [{"command": []}, {"command": [""]}, {"timeout_s": 0}, {"timeout_s": float("nan")}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"command": each} for each in ([], [""], "sign --slot 2", b"sign", None, ["sign", 2])),
+        *({"timeout_s": each} for each in (0, float("nan"), "5", True, 1e9)),
+    ],
+)
 def test_a_command_that_could_not_run_is_refused_at_once(fields):
     with pytest.raises(UsageError):
         icis_deploy.SigningCommand(**{"command": ["sign"], "public_key": "key.pub", **fields})
+
+
+def test_a_program_with_a_null_byte_in_its_name_is_none(update, keys):
+    key = icis_deploy.SigningCommand(command=["sign\0"], public_key=keys.public_path)
+    with pytest.raises(SignatureError, match=r"could not be run: embedded null byte\. Nothing was signed"):
+        icis_deploy.sign(update, key=key)
+
+
+def test_a_program_may_be_a_path():
+    command = icis_deploy.SigningCommand(command=[Path("bin/sign"), "--slot"], public_key="key.pub").command
+    assert command == ("bin/sign", "--slot")
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["key"], b"key"], ids=["number", "nothing", "list", "bytes"])
+def test_what_is_no_key_is_named_by_its_parameter(wrong, update, keys):
+    def sign(key):
+        return lambda: icis_deploy.sign(update, key=key)
+
+    public_key = str(keys.public_path)
+    calls = {
+        "key": sign(wrong),
+        "path": sign(icis_deploy.KeyFile(path=wrong, passphrase="x")),
+        "public_key": sign(icis_deploy.SigningCommand(command=["sign"], public_key=wrong)),
+        "uri": sign(icis_deploy.SignerURI(uri=wrong, public_key=public_key)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(UsageError, match=f"^`{name}` is "):
+            call()
+    if wrong is not None:
+        with pytest.raises(UsageError, match=r"^The passphrase is of type .*; expected a text"):
+            keygen(keys.private_path.with_name("other"), passphrase=wrong)
 
 
 # URIs of securesystemslib.

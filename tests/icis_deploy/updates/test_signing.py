@@ -271,6 +271,19 @@ def test_neither_payload_nor_type_can_be_exchanged(field, path, keys, tmp_path):
         verify_update(path, [keys.public_path])
 
 
+def test_of_many_key_ids_a_few_are_shown(path, keys):
+    sign(path, keys.private_path)
+    document = json.loads(path.read_bytes())
+    document["signatures"] = [document["signatures"][0] | {"keyid": f"{number:064d}"} for number in range(300)]
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(
+        SignatureError, match=r"^\S+: The file is signed by '0+', .* and 296 more; trusted are"
+    ) as caught:
+        verify_update(path, [keys.public_path])
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("keyid", [7, None, True, "\x1b[2J" * 1000])
 def test_strange_key_ids_are_shown_short_and_quoted(keyid, path, keys):
     sign(path, keys.private_path)

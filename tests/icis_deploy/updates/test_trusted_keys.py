@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,3 +193,35 @@ def test_versions_that_are_given_back_are_in_range(texts):
         assert (
             TrustedKeys(public_keys=texts[:1], root_keys=texts[1:], highest_version=highest).highest_version == highest
         )
+
+
+def test_an_expiry_in_another_zone_is_the_same_moment_in_utc(texts):
+    expires = datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert TrustedKeys(public_keys=texts, expires=expires).expires == datetime(2029, 12, 31, 23, tzinfo=timezone.utc)
+
+
+SMALL_ORDER = [
+    "00" * 32,
+    "01" + "00" * 31,
+    "ec" + "ff" * 30 + "7f",
+    "ed" + "ff" * 31,
+    "ee" + "ff" * 30 + "7f",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+]
+
+
+@pytest.mark.parametrize("raw", SMALL_ORDER)
+def test_a_key_that_everybody_can_sign_with_is_none(raw):
+    key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(raw))
+    # The neutral element as R, and 0 as S: it fits where the hash of the message is a multiple of the point's order.
+    forged, fits = bytes([1]) + bytes(63), 0
+    for number in range(200):
+        with suppress(InvalidSignature):
+            key.verify(forged, b"%d" % number)
+            fits += 1
+    assert fits or raw[:2] in {"ed", "ee"}  # encodings that OpenSSL refuses today
+
+    with pytest.raises(SignatureError, match="a point of small order"):
+        canonical_pem(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())

@@ -10,8 +10,9 @@ import shutil
 import pytest
 
 import icis_deploy
+from icis_deploy.api.signing import signers_of
 from icis_deploy.cli.main import run
-from icis_deploy.errors import BundleError, CorruptFileError, SignatureError, UsageError
+from icis_deploy.errors import BundleError, CorruptFileError, ICISDeployError, SignatureError, UsageError
 from icis_deploy.runtime.device import Device
 from icis_deploy.updates.signing import keygen
 from testing.bundles import make_update, trust
@@ -133,7 +134,32 @@ def _remove_key(folder, _tmp_path):
 def test_what_a_carrier_changes_is_named(change, message, signed_bundle, keys, tmp_path):
     change(signed_bundle, tmp_path)
 
-    with pytest.raises(CorruptFileError, match=message):
+    with pytest.raises(CorruptFileError, match=message) as refused:
+        Device.open(signed_bundle, trust=[keys.public_path])
+    assert str(signed_bundle) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["bundle.dsse", "trust/release-key.pub", "manifest.json"])
+def test_nothing_that_is_compared_is_read_without_end(name, signed_bundle, keys):
+    os.truncate(signed_bundle / name, (1 << 26) + 1)  # a hole, which takes no room on the disk
+
+    with pytest.raises(ICISDeployError, match=f"{name} is larger than .* Not read further"):
+        Device.open(signed_bundle, trust=[keys.public_path])
+
+
+def test_nobody_is_named_as_the_signer_of_what_they_did_not_sign(signed_bundle, keys, tmp_path):
+    assert signers_of(signed_bundle) == (keys.key_id,)
+    _add_key(signed_bundle, tmp_path)
+
+    with pytest.raises(CorruptFileError, match=r"trust/evil\.pub'? was added"):
+        signers_of(signed_bundle)
+
+
+def test_a_signature_with_a_key_twice_is_refused(signed_bundle, keys):
+    path = signed_bundle / "bundle.dsse"
+    path.write_bytes(path.read_bytes()[:-1] + b',"payload":"e30="}')
+
+    with pytest.raises(CorruptFileError, match="a key occurs twice"):
         Device.open(signed_bundle, trust=[keys.public_path])
 
 
@@ -152,6 +178,21 @@ def test_a_device_goes_over_to_a_signed_bundle_alone_where_keys_are_given(signed
 
     icis_deploy.sign_bundle(new_folder, key=keys.private_path)
     device.replace(new_folder, trust=[keys.public_path])
+    assert device.version == 2
+
+
+def test_a_device_that_was_opened_with_keys_asks_for_them_until_it_is_given_others(
+    signed_bundle, new_folder, keys, tmp_path
+):
+    device, other = Device.open(signed_bundle, trust=[keys.public_path]), keygen(tmp_path / "other")
+    with pytest.raises(SignatureError, match="is not signed"):
+        device.replace(new_folder)
+    assert device.version == 0
+
+    icis_deploy.sign_bundle(new_folder, key=other.private_path)
+    with pytest.raises(SignatureError, match=other.key_id[:16]):
+        device.replace(new_folder)
+    device.replace(new_folder, trust=[other.public_path])
     assert device.version == 2
 
 
@@ -243,6 +284,39 @@ def test_the_commands_sign_and_check_a_bundle(bundle_folder, keys, capsys):
     assert run(check) == 0
 
     assert keys.key_id in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["a carrier's", "empty", "a link to nothing", "a file"])
+def test_a_state_that_came_along_is_refused_where_it_must_not_be(kind, signed_bundle, keys, signed, capsys):
+    state = signed_bundle / "state"
+    check = ["verify-bundle", str(signed_bundle), "--trust", str(keys.public_path)]
+    assert run([*check, "--as-delivered"]) == 0
+    assert "state/" not in capsys.readouterr().err
+    if kind == "a carrier's":
+        Device.open(signed_bundle).apply(signed(make_update("okapi")))
+    elif kind == "empty":
+        state.mkdir()
+    elif kind == "a file":
+        state.touch()
+    else:
+        state.symlink_to(signed_bundle / "nothing")
+
+    with pytest.raises(SignatureError, match=r"holds state/, .* which no signature covers"):
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], as_delivered=True)
+    assert run([*check, "--as-delivered"]) == 6
+    capsys.readouterr()
+    assert run(check) == 0
+    assert "holds state/, which no signature covers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["trust", "trust/release-key.pub", "manifest.json", "model.onnx", "bundle.dsse"])
+def test_no_carrier_brings_a_link(name, signed_bundle, keys, tmp_path):
+    shutil.move(signed_bundle / name, tmp_path / "elsewhere")
+    (signed_bundle / name).symlink_to(tmp_path / "elsewhere")
+
+    assert icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path]) == keys.key_id
+    with pytest.raises(SignatureError, match=f"{name} is a link"):
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], as_delivered=True)
 
 
 def test_no_bundle_is_signed_where_there_is_none(tmp_path, keys):
