@@ -209,7 +209,6 @@ def _output_of(key: SigningCommand, payload: bytes, name: str) -> bytes:
 
 
 def _uri_signer(key: SignerURI) -> Signer:
-    from securesystemslib.exceptions import UnsupportedLibraryError
     from securesystemslib.signer import SIGNER_FOR_URI_SCHEME
     from securesystemslib.signer import Signer as Base
 
@@ -221,7 +220,7 @@ def _uri_signer(key: SignerURI) -> Signer:
             hint="Give a text, such as hsm:2?label=release.",
         )
     scheme = key.uri.partition(":")[0]
-    where = f"The signer {printable(key.uri, max_length=_MAX_REASON)}"
+    where = _called(key)
     if scheme not in SIGNER_FOR_URI_SCHEME:
         raise UsageError(
             f"{where} is of no kind that securesystemslib knows.",
@@ -236,32 +235,11 @@ def _uri_signer(key: SignerURI) -> Signer:
             raise ValueError(f"it asks for its {purpose}, and none was given")
         return key.secret(purpose) if callable(key.secret) else key.secret
 
-    def failure(error: Exception) -> Exception:
-        if isinstance(error, UnsupportedLibraryError | ImportError):
-            package = _PACKAGES.get(scheme, "securesystemslib")
-            return MissingDependencyError(
-                f"{where} needs a library that is not installed: {reason_of(error)}.",
-                found=reason_of(error),
-                expected=package,
-                hint=f"Install it: pip install {package}.",
-            )
-        reason = reason_of(error).rstrip(".") or type(error).__name__
-        if isinstance(error, KeyError) and error.args == (public_key.scheme,):
-            reason = f"it has no keys of the scheme {public_key.scheme}, which the public key is of"
-        form = f"that the URI has the form {_FORMS[scheme]}, " if scheme in _FORMS else ""
-        return SignatureError(
-            f"{where} failed: {reason}. Nothing was signed.",
-            found=reason,
-            expected="a signature",
-            where=key.uri,
-            hint=f"Check {form}that it can be reached, and give its PIN or passphrase as `passphrase`.",
-        )
-
     try:
         with _without_logs():
             signer = Base.from_priv_key_uri(key.uri, public_key, secret)
     except Exception as error:  # each signer lets whatever its own library raises through
-        raise failure(error) from error
+        raise _failure(key, public_key, error) from error
 
     def sign(payload: bytes) -> Iterator[bytes]:
         try:
@@ -269,9 +247,39 @@ def _uri_signer(key: SignerURI) -> Signer:
                 signature = signer.sign(payload).signature
             yield bytes.fromhex(signature)
         except Exception as error:  # as above
-            raise failure(error) from error
+            raise _failure(key, public_key, error) from error
 
     return _checked(public_key, sign, where=where)
+
+
+def _called(key: SignerURI) -> str:
+    return f"The signer {printable(key.uri, max_length=_MAX_REASON)}"
+
+
+def _failure(key: SignerURI, public_key: SSlibKey, error: Exception) -> Exception:
+    """Return what to raise of what a signer of securesystemslib raised."""
+    from securesystemslib.exceptions import UnsupportedLibraryError
+
+    scheme, where = key.uri.partition(":")[0], _called(key)
+    if isinstance(error, UnsupportedLibraryError | ImportError):
+        package = _PACKAGES.get(scheme, "securesystemslib")
+        return MissingDependencyError(
+            f"{where} needs a library that is not installed: {reason_of(error)}.",
+            found=reason_of(error),
+            expected=package,
+            hint=f"Install it: pip install {package}.",
+        )
+    reason = reason_of(error).rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError) and error.args == (public_key.scheme,):
+        reason = f"it has no keys of the scheme {public_key.scheme}, which the public key is of"
+    form = f"that the URI has the form {_FORMS[scheme]}, " if scheme in _FORMS else ""
+    return SignatureError(
+        f"{where} failed: {reason}. Nothing was signed.",
+        found=reason,
+        expected="a signature",
+        where=key.uri,
+        hint=f"Check {form}that it can be reached, and give its PIN or passphrase as `passphrase`.",
+    )
 
 
 @contextmanager
