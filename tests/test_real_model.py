@@ -8,8 +8,9 @@ that are kept.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 import icis_deploy
 import icis_deploy.api.models
+from exporters.backbone import features
 from exporters.conversion.fp16 import convert_to_float16
 from exporters.graph.edits import apply_passes
 from exporters.head.finding import find_head
@@ -43,6 +45,14 @@ from icis_deploy.updates.envelope import envelope_of, serialize_envelope
 from testing.bundles import files_in
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neutral_features_once() -> Iterator[None]:
+    """Keep the features of neutral images: three injections of one model would run it on the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "neutral_features", cache(features.neutral_features))
+        yield
 
 
 @pytest.fixture(scope="module")

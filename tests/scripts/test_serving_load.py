@@ -15,7 +15,7 @@ from testing.bundles import write_bundle
 def load(tmp_path_factory):
     bundle = write_bundle(tmp_path_factory.mktemp("load") / "bundle")
     return serving_load.measure(
-        bundle, seconds=2, num_clients=2, updates_per_second=10, num_new_classes=4, num_rounds=1
+        bundle, seconds=1, num_clients=2, updates_per_second=20, num_new_classes=4, num_rounds=1
     )
 
 

@@ -95,11 +95,11 @@ class WithProbabilities(PooledLinear):
 
 
 def resnet18() -> nn.Module:
-    """Return a ResNet-18 of small width."""
+    """Return a ResNet of basic blocks, as ResNet-18 is, of small width and depth."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[2, 2, 2, 2], layer_type="basic", num_labels=NUM_CLASSES
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=NUM_CLASSES
     )
     return ResNetForImageClassification(config)
 
@@ -110,7 +110,7 @@ def vision_transformer() -> nn.Module:
 
     config = ViTConfig(
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=32,
