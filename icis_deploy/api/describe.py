@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, options_from
+from icis_deploy.api.inputs import PathLike, descriptors_from, options_from, required_class_names
 from icis_deploy.api.notices import tell
 from icis_deploy.common.closest import did_you_mean
+from icis_deploy.common.files import path_from
 from icis_deploy.common.terminal_text import shown
-from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts, texts_of
+from icis_deploy.descriptors.class_texts import ClassTexts, texts_from, texts_of
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.sources import DescribedClasses, joined_blocks, missing_notes, named_block
 from icis_deploy.descriptors.tag_answers import TagAnswers, load_tag_answers
@@ -101,9 +102,10 @@ def describe_with_notes(
 ) -> DescribedClasses:
     """Do what `describe` does, and return what it warns of."""
     options = options_from(options, DescribeOptions)
-    names = class_names_from(classes)
+    names = required_class_names(classes)
     check_unique(names)
     notes: list[str] = []
+    known = texts_from(texts)
     if all(source is None for source in (tags, attributes, vectors, model, blocks)):
         from icis_deploy.descriptors.text_encoder import DEFAULT_MODEL
 
@@ -116,7 +118,6 @@ def describe_with_notes(
             "Templates are for a text model; word vectors are looked up by the bare text.",
             hint="Leave `templates` out, or give `model`.",
         )
-    known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts
     parts: list[Descriptors] = []
     words: ClassTags | None = None
     if tags is not None:
@@ -131,8 +132,9 @@ def describe_with_notes(
         from icis_deploy.descriptors.word_vectors import describe_known_with_vectors, describe_with_vectors
 
         read = describe_with_vectors if is_alone else describe_known_with_vectors
-        parts.append(named_block(read(spoken, Path(vectors)), "vectors", names))
+        parts.append(named_block(read(spoken, path_from(vectors, name="vectors")), "vectors", names))
     if model is not None:
+        path_from(model, name="model")  # not taken: a name on the hub is no path
         from icis_deploy.descriptors.text_encoder import describe_with_model
 
         if texts is not None or words is None:
@@ -160,8 +162,8 @@ def _tags(
 
     notes: list[str] = []
     words: ClassTags
-    if isinstance(tags, str | Path):
-        answers = load_tag_answers(Path(tags), names, texts=texts)
+    if isinstance(tags, str | os.PathLike):
+        answers = load_tag_answers(path_from(tags, name="tags"), names, texts=texts)
         words = answers.tags
         notes += _answer_notes(answers)
     else:

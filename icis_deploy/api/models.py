@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icis_deploy.api.inputs import ClassNames, PathLike, Preprocess, class_names_from, preprocessing_from
+from icis_deploy.common.files import path_from
 from icis_deploy.errors import ICISDeployError, IncompatibleError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import Preprocessing
@@ -147,7 +148,7 @@ def locate_head(model: Model, *, preprocessing: Preprocessing | None) -> OpenedM
     if isinstance(model, OpenedModel):
         return model
     source = model if isinstance(model, ModelSource) else ModelSource(spec=model)
-    weights = None if source.weights is None else Path(source.weights)
+    weights = None if source.weights is None else path_from(source.weights, name="weights")
     spec = str(source.spec) if isinstance(source.spec, str | Path) else source.spec
     loaded = load_model(spec, weights, _input_shape(source), preprocessing=preprocessing)
     return OpenedModel(loaded=loaded, location=find_head(loaded.model, source.head_node), head=None)

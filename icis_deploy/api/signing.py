@@ -11,6 +11,7 @@ from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import path_from, read_plain, write_file
+from icis_deploy.common.given import refused, whole_number
 from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
@@ -81,6 +82,8 @@ def sign(
         StorageError: If the result cannot be written; what was there before is still there.
     """
     target = None if out is None else path_from(out, name="out")
+    version = None if version is None else whole_number(version, name="version")
+    _check_time(expires)
     binding = None
     if bundle is not None:
         binding = binding_to(path_from(bundle, name="bundle"), complete=complete)
@@ -214,15 +217,16 @@ def rotate_keys(
         UsageError: If `out` exists, or no device would take the file under these terms.
         StorageError: If it cannot be written.
     """
+    _check_time(expires)
     return signing.rotate_keys(
         key_paths(trust, name="trust"),
         partial(open_signer, key),
         out=path_from(out, name="out"),
-        version=version,
+        version=whole_number(version, name="version"),
         expires=expires,
         root_key_paths=key_paths(root, name="root"),
-        root_threshold=threshold,
-        highest_version=highest_version,
+        root_threshold=whole_number(threshold, name="threshold"),
+        highest_version=None if highest_version is None else whole_number(highest_version, name="highest_version"),
     )
 
 
@@ -245,3 +249,8 @@ def verify_update(update: PathLike, *, trust: Sequence[PathLike]) -> SignedFile:
         LoadError, CorruptFileError: If the file cannot be read or is not one of ours.
     """
     return signing.verify_update(path_from(update, name="update"), key_paths(trust, name="trust"))
+
+
+def _check_time(expires: object) -> None:
+    if expires is not None and not isinstance(expires, datetime):
+        raise refused(expires, "a datetime with a time zone", name="expires")

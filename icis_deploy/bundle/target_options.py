@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from icis_deploy.common.given import whole_number
 from icis_deploy.errors import UsageError
 
 
@@ -46,6 +47,8 @@ class EngineSettings:
     """Whether slots are weights that are refitted, and not inputs."""
 
     def __post_init__(self) -> None:
+        for name in ("min_batch", "opt_batch", "max_batch"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name))
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
@@ -86,7 +89,7 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         for name in ("batch", "opset"):
             number = getattr(self, name)
-            if number is not None and number < 1:
+            if number is not None and whole_number(number, name=name) < 1:
                 raise UsageError(
                     f"The backbone's {name} is {number}; expected at least 1.",
                     found=number,

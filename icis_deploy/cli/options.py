@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
-from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
+from icis_deploy.runtime.sessions.choice import MAX_THREADS, RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from icis_deploy.api.models import ModelSource
@@ -35,7 +35,7 @@ BUNDLE = ExistingPath(
     expected="Name a bundle: the folder that `icis-deploy export` wrote.", file_okay=False, path_type=Path
 )
 NEW_PATH = click.Path(path_type=Path)
-THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for
+THREADS = click.IntRange(min=1, max=MAX_THREADS)
 
 Command = Callable[..., None]
 

@@ -40,16 +40,17 @@ def path_from(given: object, *, name: str) -> Path:
         name: What the caller gave it as, for the message.
 
     Raises:
-        UsageError: If it is something else.
+        UsageError: If it is something else, or no file can have it as its path: an empty text, which Python takes for
+            the folder that it runs in, or one with a null byte.
     """
-    if isinstance(given, Path):
-        return given
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
-    if isinstance(path, str):
-        return Path(path)
+    if isinstance(path, str) and path and "\0" not in path:
+        return given if isinstance(given, Path) else Path(path)
+    is_text = isinstance(path, str)
+    kind = "" if is_text else f", of type {shown(type(given).__name__)}"
     raise UsageError(
-        f"`{name}` is {shown(given)}, of type {shown(type(given).__name__)}; expected a path.",
-        found=type(given).__name__,
+        f"`{name}` is {shown(given)}{kind}; expected a path{' that a file can have' if is_text else ''}.",
+        found=shown(path) if is_text else type(given).__name__,
         expected="a path, as a text or a pathlib.Path",
         hint=f"Give `{name}` as the path of a file or folder.",
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import path_from
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import array_source, is_array_file, load_array_file, map_array
@@ -158,7 +159,7 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         MissingDependencyError: As `open_inputs`.
     """
     if isinstance(given, str | os.PathLike):
-        return open_inputs(given if isinstance(given, str) else Path(given))
+        return open_inputs(given if isinstance(given, str) else path_from(given, name=where.strip("`")))
     if _is_source(given):
         source: InputSource = given
         return source

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.common.numbers_given import is_real
+from icis_deploy.common.given import check_choice, is_real
 from icis_deploy.errors import UsageError
-from icis_deploy.injection.predictors.registry import method_named
+from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection.validation.operating_point import Aim
 
 AUTO = "auto"
@@ -79,20 +79,9 @@ class InjectionOptions:
     """Seed of everything drawn at random, not negative."""
 
     def __post_init__(self) -> None:
-        if self.method != AUTO:
-            method_named(self.method)
-        if self.calibration not in CALIBRATIONS:
-            raise UsageError(
-                f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.",
-                found=self.calibration,
-                expected=CALIBRATIONS,
-            )
-        if self.arbiter not in ARBITERS:
-            raise UsageError(
-                f"There is no arbiter {self.arbiter!r}; choose one of {', '.join(ARBITERS)}.",
-                found=self.arbiter,
-                expected=ARBITERS,
-            )
+        check_choice(self.method, (*METHODS, AUTO), what="method", name="method")
+        check_choice(self.calibration, CALIBRATIONS, what="calibration", name="calibration")
+        check_choice(self.arbiter, ARBITERS, what="arbiter", name="arbiter")
         if self.max_seen_loss is None and self.balance is None:
             object.__setattr__(self, "max_seen_loss", DEFAULT_MAX_SEEN_LOSS)
         aim_of(self)  # checks both numbers

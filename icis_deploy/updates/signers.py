@@ -20,9 +20,10 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_number, items
 from icis_deploy.common.terminal_text import printable, reason_of
 from icis_deploy.errors import MissingDependencyError, SignatureError, UsageError
 from icis_deploy.updates.signing import Secret, load_private_key, load_public_key
@@ -81,14 +82,15 @@ class SigningCommand:
     """How long it may take, in seconds: a token may wait for somebody to touch it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "command", tuple(self.command))
-        if not self.command or not all(self.command):
+        object.__setattr__(self, "command", items(self.command, "a program and its arguments", name="command"))
+        if not self.command or not all(isinstance(part, str) and part for part in self.command):
             raise UsageError(
                 "The signing command is empty.",
                 found=self.command,
                 expected="a program and its arguments",
                 hint="Name the program that signs.",
             )
+        check_number(self.timeout_s, name="timeout_s")
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
             raise UsageError(
                 f"A signing command cannot be given {self.timeout_s} seconds.",
@@ -128,12 +130,12 @@ def open_signer(key: SigningKey) -> Signer:
         UsageError: If there is no signer for such a URI.
     """
     if isinstance(key, KeyFile):
-        return load_private_key(Path(key.path), passphrase=key.passphrase)
+        return load_private_key(path_from(key.path, name="path"), passphrase=key.passphrase)
     if isinstance(key, SigningCommand):
         return _command_signer(key)
     if isinstance(key, SignerURI):
         return _uri_signer(key)
-    return load_private_key(Path(key))
+    return load_private_key(path_from(key, name="key"))
 
 
 def _command_signer(key: SigningCommand) -> Signer:
@@ -145,7 +147,9 @@ def _command_signer(key: SigningCommand) -> Signer:
         with suppress(ValueError):
             yield base64.b64decode(b"".join(output.split()), validate=True)
 
-    return _checked(load_public_key(Path(key.public_key)), sign, where=f"The signing command {name}")
+    return _checked(
+        load_public_key(path_from(key.public_key, name="public_key")), sign, where=f"The signing command {name}"
+    )
 
 
 def _output_of(key: SigningCommand, payload: bytes, name: str) -> bytes:
@@ -196,7 +200,7 @@ def _uri_signer(key: SignerURI) -> Signer:
             expected=tuple(sorted(SIGNER_FOR_URI_SCHEME)),
             hint=f"Choose among {', '.join(f'{each}:' for each in sorted(SIGNER_FOR_URI_SCHEME))}.",
         )
-    public_key = load_public_key(Path(key.public_key))
+    public_key = load_public_key(path_from(key.public_key, name="public_key"))
 
     def secret(purpose: str) -> str:
         if key.secret is None:
