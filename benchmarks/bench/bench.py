@@ -123,7 +123,7 @@ def open_targets(
     Raises:
         ICISDeployError: If one cannot be opened.
     """
-    is_bundle = against is not None and Path(against).is_dir()
+    is_bundle = against is not None and os.path.isdir(against)  # noqa: PTH112 - a name that is too long is none
     folders = [Path(against), *bundles] if is_bundle and against is not None else list(bundles)
     targets = []
     with tempfile.TemporaryDirectory() as name:
@@ -383,7 +383,7 @@ def labeled_inputs(given: PythonInputs, against: str | None) -> LabeledInputs:
 
 def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
     """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
-    if against is None or Path(against).is_dir():
+    if against is None or os.path.isdir(against):  # noqa: PTH112 - a name that is too long is none
         raise UsageError(
             f"{path} holds features, which are multiplied with the rows of the head, and no model was given to take "
             f"them from.",

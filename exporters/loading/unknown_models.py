@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,10 +60,10 @@ def _found(spec: str) -> tuple[str, str]:
     path = Path(spec)
     if "://" in spec:
         return "an address", "Download the model, and give the file or folder."
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - a name that is too long is none
         return _found_folder(path)
     suffix = path.suffix.lower()
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - a name that is too long is none
         return f"a file of type {suffix or 'unknown'}", _INSTEAD.get(
             suffix, "Give the model itself; what is ONNX ends in .onnx."
         )

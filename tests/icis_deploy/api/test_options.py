@@ -342,3 +342,26 @@ def test_a_passphrase_of_another_type_is_refused_and_not_shown(tmp_path):
         icis_deploy.keygen(tmp_path / "KEY", passphrase=b"very secret")
     assert "secret" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["", ".onnx", ".pt2"])
+def test_a_name_that_no_file_system_takes_is_refused_as_a_file_that_is_not_there(suffix, tiny_project, tmp_path):
+    text = 300 * "x" + suffix
+    opened = icis_deploy.inspect(tiny_project.model, classes=tiny_project.classes)
+    model = icis_deploy.LanguageModel(base_url="http://127.0.0.1:9/v1", name="none")
+    for call in (
+        lambda: icis_deploy.inspect(text),
+        lambda: icis_deploy.inspect(icis_deploy.ModelSource(spec="torch.nn:Identity", weights=text)),
+        lambda: icis_deploy.compare_methods(opened, descriptors=tiny_project.descriptors, images=text),
+        lambda: icis_deploy.diff(text, text),
+        lambda: icis_deploy.sign(tmp_path / "new.icis", key="KEY", bundle=text),
+        lambda: icis_deploy.ask_tags(["okapi"], model, folder=tmp_path / text),
+    ):
+        with pytest.raises(icis_deploy.ICISDeployError):
+            call()
+
+
+@pytest.mark.parametrize("shape", [3, "3,16,16", (3, 0, 16), ("3", 16, 16)], ids=["number", "text", "zero", "texts"])
+def test_an_input_shape_that_is_none_is_refused(shape, tiny_project):
+    with pytest.raises(UsageError, match=r"^`input_shape` is .*; expected "):
+        icis_deploy.inspect(icis_deploy.ModelSource(spec=tiny_project.model, input_shape=shape))
