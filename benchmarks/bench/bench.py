@@ -127,14 +127,14 @@ def open_targets(
     folders = [Path(against), *bundles] if is_bundle and against is not None else list(bundles)
     targets = []
     with tempfile.TemporaryDirectory() as name:
-        if against is not None and not is_bundle:
-            path = onnx_file(against, Path(name))
-            targets.append(open_original(path, like=load_manifest(folders[0]), num_threads=num_threads))
         for runtime in runtimes:
             for folder, called in zip(folders, names_of_bundles(folders), strict=True):
                 full_name = called if len(runtimes) == 1 else f"{called} in {runtime}"
                 chosen = Runtime(name=runtime, num_threads=num_threads)
                 targets.append(open_bundle(folder, name=full_name, runtime=chosen))
+        if against is not None and not is_bundle:  # last, as it may take minutes, and a runtime may be missing
+            path = onnx_file(against, Path(name))
+            targets.insert(0, open_original(path, like=load_manifest(folders[0]), num_threads=num_threads))
         check_same_base(targets)
         yield targets
 
