@@ -120,12 +120,15 @@ def describe_with_notes(
         )
     parts: list[Descriptors] = []
     words: ClassTags | None = None
+    spoken_of: list[str] = []
     if tags is not None:
-        words, tag_block, tag_notes = _tags(tags, names, known)
+        words, tag_block, tag_notes, spoken_of = _tags(tags, names, known)
         parts.append(tag_block)
         notes += tag_notes
     if attributes is not None:
-        parts.append(named_block(descriptors_from(attributes), "attributes", names))
+        given = descriptors_from(attributes)
+        spoken_of += given.class_names
+        parts.append(named_block(given, "attributes", names))
     is_alone = sum(source is not None for source in (tags, attributes, vectors, model, blocks)) < 2
     spoken = _spoken(names, known, is_alone=is_alone)
     if vectors is not None:
@@ -144,7 +147,7 @@ def describe_with_notes(
             sentences = {name: (joined(each),) for name, each in words.items()}
             parts.append(named_block(describe_with_model(sentences, str(model)), "tag_sentences", names))
     base = None if blocks is None else descriptors_from(blocks)
-    made = joined_blocks(names, parts, base=base, replace=options.replace)
+    made = joined_blocks(names, parts, base=base, replace=options.replace, unused=spoken_of)
     return DescribedClasses(descriptors=made, notes=(*notes, *missing_notes(made)))
 
 
@@ -157,7 +160,8 @@ def _spoken(names: Sequence[str], known: ClassTexts | None, *, is_alone: bool) -
 
 def _tags(
     tags: PathLike | ClassTags, names: Sequence[str], texts: ClassTexts | None
-) -> tuple[ClassTags, Descriptors, list[str]]:
+) -> tuple[ClassTags, Descriptors, list[str], list[str]]:
+    """Return the words of classes, their block, what is to be said of it, and names that no class has."""
     from icis_deploy.descriptors.tags import describe_with_tags
 
     notes: list[str] = []
@@ -166,6 +170,7 @@ def _tags(
         answers = load_tag_answers(path_from(tags, name="tags"), names, texts=texts)
         words = answers.tags
         notes += _answer_notes(answers)
+        others = list(answers.invented)
     else:
         if not isinstance(tags, Mapping):
             raise UsageError(
@@ -174,6 +179,7 @@ def _tags(
                 expected="the path of a file of tags, or words by class name",
                 hint="Give a dict, such as {'zebra': ['striped', 'four-legs']}.",
             )
+        others = [str(name) for name in tags]
         given: dict[str, Any] = {name: tags[name] for name in names if tags.get(name)}
         # A text is words as a file has them: its letters are none.
         words = {name: words_in(each) if isinstance(each, str) else tuple(each) for name, each in given.items()}
@@ -190,7 +196,7 @@ def _tags(
     )
     if made.without_shared:
         notes.append(f"No word of {quoted(made.without_shared)} is used by another class, so the tags leave it out.")
-    return words, made.descriptors, notes
+    return words, made.descriptors, notes, others
 
 
 def _answer_notes(answers: TagAnswers) -> list[str]:

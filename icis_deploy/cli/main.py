@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from icis_deploy.__main__ import INTERRUPTED
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_fit import bench_fit
@@ -51,7 +52,6 @@ from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.workbench import libraries_required
 
-INTERRUPTED = 130
 INTERNAL_ERROR = 4
 SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
     "Workbench": (
