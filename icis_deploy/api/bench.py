@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from icis_deploy.api.inputs import check_max_seen_loss, options_from
 from icis_deploy.common.files import path_from
-from icis_deploy.common.given import check_callable, check_choice, check_number, items, whole_number
+from icis_deploy.common.given import check_callable, check_choice, check_flag, check_number, items, whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -141,6 +141,7 @@ def bench(
 
     folders = [path_from(each, name="bundles") for each in items(bundles, "bundles", name="bundles")]
     check_callable(progress, name="progress")
+    check_flag(any_machine, name="any_machine")
     if not folders:
         raise UsageError("There is no bundle to measure.", found=0, expected="at least 1", hint="Give at least one.")
     earlier = (

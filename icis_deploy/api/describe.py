@@ -11,6 +11,7 @@ from icis_deploy.api.inputs import PathLike, descriptors_from, options_from, req
 from icis_deploy.api.notices import tell
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_flag, items
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.class_texts import ClassTexts, texts_from, texts_of
 from icis_deploy.descriptors.descriptors import Descriptors
@@ -28,6 +29,9 @@ class DescribeOptions:
     Example:
         options = icis_deploy.DescribeOptions(templates=["a photo of a {}."])
         icis_deploy.describe(["okapi", "zebra"], model="clip-vit-base-patch32/", options=options)
+
+    Raises:
+        UsageError: On construction, if something is of another type.
     """
 
     templates: Sequence[str] = ()
@@ -35,6 +39,10 @@ class DescribeOptions:
 
     replace: bool = False
     """Whether a new block takes the place of one of the same name in `blocks`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "templates", items(self.templates, "prompts", name="templates"))
+        check_flag(self.replace, name="replace")
 
 
 def describe(

@@ -14,7 +14,7 @@ from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, cl
 from icis_deploy.api.notices import tell
 from icis_deploy.common.closest import closest, did_you_mean
 from icis_deploy.common.files import path_from, write_file
-from icis_deploy.common.given import check_callable, check_choice, whole_number
+from icis_deploy.common.given import check_callable, check_choice, check_flag, whole_number
 from icis_deploy.common.terminal_text import points_text, shown
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.evaluation.checkpoint import ParquetCheckpoint
@@ -82,6 +82,7 @@ class EvaluateOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(value, name=name, at_least=1))
+        check_flag(self.reduced_decode, name="reduced_decode")
         if self.checkpoint is not None:
             path_from(self.checkpoint, name="checkpoint")
         check_choice(self.on_error, ("stop", "skip"), what="`on_error`", name="on_error")

@@ -32,7 +32,7 @@ from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
 from icis_deploy.common.files import check_free, path_from
-from icis_deploy.common.given import check_callable, check_choice, check_number, items, whole_number
+from icis_deploy.common.given import check_callable, check_choice, check_number, check_type, items, whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.python_values import PythonInputs
@@ -116,6 +116,8 @@ class ExportOptions:
         object.__setattr__(self, "targets", items(self.targets, "names of targets", name="targets"))
         if self.generator is not None:
             path_from(self.generator, name="generator")
+        check_type(self.form, ModelForm, name="form")
+        check_type(self.target_options, TargetOptions, name="target_options")
         check_max_seen_loss(self.max_seen_loss)
         if self.max_seen_loss is not None and self.images is None and self.form.calibration_images is None:
             raise UsageError(

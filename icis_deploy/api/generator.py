@@ -25,7 +25,7 @@ from icis_deploy.api.models import (
 )
 from icis_deploy.api.notices import tell
 from icis_deploy.common.files import check_free, path_from
-from icis_deploy.common.given import check_callable, check_choice
+from icis_deploy.common.given import check_callable, check_choice, check_type
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.workbench import enable_workbench
@@ -60,6 +60,7 @@ class GeneratorOptions:
     """`fp32`, or `fp16` for a file of half the size."""
 
     def __post_init__(self) -> None:
+        check_type(self.injection, InjectionOptions, name="injection")
         check_choice(self.precision, PRECISIONS, what="precision", name="precision")
 
 

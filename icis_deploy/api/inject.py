@@ -25,7 +25,7 @@ from icis_deploy.api.notices import tell
 from icis_deploy.api.photos import check_apart, load_photos
 from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
-from icis_deploy.common.given import check_callable
+from icis_deploy.common.given import check_callable, check_flag
 from icis_deploy.common.terminal_text import called_inputs
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
@@ -78,6 +78,7 @@ def inject(
         UntrustworthyError: If `strict`, and the estimate warns or there is none.
         ICISDeployError: As `inspect`.
     """
+    check_flag(strict, name="strict")
     opened, injection = _train(model, classes, descriptors, unseen, options, preprocess, progress)
     if strict:
         injection.require_trust()

@@ -11,7 +11,7 @@ from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import path_from, read_plain, write_file
-from icis_deploy.common.given import refused, whole_number
+from icis_deploy.common.given import check_flag, refused, whole_number
 from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
@@ -84,6 +84,8 @@ def sign(
     target = None if out is None else path_from(out, name="out")
     version = None if version is None else whole_number(version, name="version")
     _check_time(expires)
+    check_flag(complete, name="complete")
+    check_flag(force, name="force")
     binding = None
     if bundle is not None:
         binding = binding_to(path_from(bundle, name="bundle"), complete=complete)

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO
 
+from icis_deploy.common.given import check_flag
 from icis_deploy.common.syncing import BINARY, sync_descriptor, sync_folder
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
@@ -256,9 +257,10 @@ def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) ->
         makes_folders: Whether the folders above it are made where they are missing, as those of a bundle.
 
     Raises:
-        UsageError: If it exists and may not be replaced, or there is no folder for it.
+        UsageError: If it exists and may not be replaced, there is no folder for it, or `overwrite` is no truth value.
         StorageError: If nothing can be written in its folder.
     """
+    check_flag(overwrite, name="overwrite")
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if os.path.lexists(target) and not overwrite:
         raise UsageError(

@@ -45,6 +45,18 @@ def check_number(value: object, *, name: str) -> None:
         raise refused(value, "a number", name=name)
 
 
+def check_flag(value: object, *, name: str) -> None:
+    """Raise `UsageError` if a parameter is neither `True` nor `False`: a text such as 'no' would count as true."""
+    if type(value).__name__ not in {"bool", "bool_"}:  # of Python's or NumPy's types, the older of which has a `_`
+        raise refused(value, "True or False", name=name)
+
+
+def check_type(value: object, kind: type, *, name: str) -> None:
+    """Raise `UsageError` if a parameter is of another type, such as a dict or a name in place of options."""
+    if not isinstance(value, kind):
+        raise refused(value, f"{kind.__name__}(...)", name=name)
+
+
 def check_choice(value: object, known: Sequence[str], *, what: str, name: str) -> None:
     """Raise `UsageError` if a parameter is none of some words.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.common.given import check_choice, is_real
+from icis_deploy.common.given import check_choice, check_flag, is_real
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection.validation.operating_point import Aim
@@ -93,7 +93,8 @@ class InjectionOptions:
                 expected="a fraction between 0 and 1",
                 hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )
-        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+        check_flag(self.skip_unreadable, name="skip_unreadable")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
             raise UsageError(
                 f"The seed is {self.seed!r}; expected a whole number that is not negative.",
                 found=self.seed,

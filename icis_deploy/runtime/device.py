@@ -32,6 +32,7 @@ from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_flag
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     IncompatibleError,
@@ -448,6 +449,8 @@ class Device:
             StorageError: If the disk refuses.
             RuntimeFailureError: If the runtime fails in the self-test.
         """
+        check_flag(allow_unsigned, name="allow_unsigned")
+        check_flag(allow_changed_answers, name="allow_changed_answers")
         with self._changing:
             self._follow()
             return self._opened.updater.apply(
@@ -507,6 +510,8 @@ class Device:
         from icis_deploy.runtime.teach import teach_by_photos, teach_described
 
         check_unique((class_name,))
+        check_flag(skip_unreadable, name="skip_unreadable")
+        check_flag(allow_changed_answers, name="allow_changed_answers")
         with self._changing:
             self._follow()
             if images is None:
@@ -537,6 +542,7 @@ class Device:
             SignatureError: If it would bring back classes of such a key, and that is not allowed.
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
+        check_flag(allow_revoked, name="allow_revoked")
         with self._changing:
             self._follow()
             return self._opened.updater.rollback(allow_revoked=allow_revoked)

@@ -31,7 +31,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.given import check_choice, whole_number
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_choice, check_flag, whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
 
@@ -90,6 +91,9 @@ class Runtime:
                     where=what,
                     hint=f"Give another `{name}`.",
                 )
+        check_flag(self.cuda_graph, name="cuda_graph")
+        if self.cache_folder is not None:
+            path_from(self.cache_folder, name="cache_folder")
         for setting, is_given, owners in (
             ("num_streams", self.num_streams != 1, STREAM_RUNTIMES),
             ("cuda_graph", self.cuda_graph, ENGINE_RUNTIMES),

@@ -22,7 +22,7 @@ from icis_deploy.bundle.target_options import EngineSettings, TargetOptions
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import InjectionOptions
 from icis_deploy.injection.predictors.registry import METHODS
-from testing.bundles import make_update, write_bundle
+from testing.bundles import files_in, make_update, write_bundle
 
 
 @pytest.mark.parametrize(
@@ -365,3 +365,47 @@ def test_a_name_that_no_file_system_takes_is_refused_as_a_file_that_is_not_there
 def test_an_input_shape_that_is_none_is_refused(shape, tiny_project):
     with pytest.raises(UsageError, match=r"^`input_shape` is .*; expected "):
         icis_deploy.inspect(icis_deploy.ModelSource(spec=tiny_project.model, input_shape=shape))
+
+
+@pytest.mark.parametrize("value", ["no", None, 0], ids=["text", "none", "number"])
+def test_what_is_neither_true_nor_false_is_refused_by_the_name_of_its_parameter(value, tiny_project, tmp_path):
+    device = icis_deploy.Device.open(write_bundle(tmp_path / "bundle"))
+    before = files_in(tmp_path)
+    for name, call in {
+        "skip_unreadable": lambda: InjectionOptions(skip_unreadable=value),
+        "reduced_decode": lambda: icis_deploy.EvaluateOptions(reduced_decode=value),
+        "replace": lambda: icis_deploy.DescribeOptions(replace=value),
+        "refit": lambda: EngineSettings(refit=value),
+        "cuda_graph": lambda: icis_deploy.Runtime(name="tensorrt", cuda_graph=value),
+        "strict": lambda: icis_deploy.inject(tiny_project.model, strict=value),
+        "overwrite": lambda: icis_deploy.export(tiny_project.model, out=tmp_path / "bundle", overwrite=value),
+        "any_machine": lambda: icis_deploy.bench([tmp_path / "bundle"], any_machine=value),
+        "force": lambda: icis_deploy.sign(tmp_path / "new.icis", key="KEY", force=value),
+        "complete": lambda: icis_deploy.sign(tmp_path / "new.icis", key="KEY", complete=value),
+        "allow_unsigned": lambda: device.apply(make_update("okapi"), allow_unsigned=value),
+        "allow_changed_answers": lambda: device.apply(make_update("okapi"), allow_changed_answers=value),
+        "allow_revoked": lambda: device.rollback(allow_revoked=value),
+    }.items():
+        with pytest.raises(UsageError, match=rf"^`{name}` is .*, of type .*; expected True or False\. Give"):
+            call()
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (icis_deploy.ExportOptions, "form"),
+        (icis_deploy.ExportOptions, "target_options"),
+        (TargetOptions, "engine"),
+        (TargetOptions, "backbone"),
+        (GeneratorOptions, "injection"),
+    ],
+)
+def test_options_within_options_are_no_dict(options, name):
+    with pytest.raises(UsageError, match=rf"^`{name}` is {{'top': 3}}, of type dict; expected .*\(\.\.\.\)\. Give"):
+        options(**{name: {"top": 3}})
+
+
+def test_one_template_in_place_of_a_list_is_refused():
+    with pytest.raises(UsageError, match=r"^`templates` is 'a photo of a {}', of type str; expected a list of prompts"):
+        icis_deploy.DescribeOptions(templates="a photo of a {}")
