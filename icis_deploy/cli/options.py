@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, NewPath, Number
 from icis_deploy.runtime.sessions.choice import MAX_THREADS, RUNTIME_NAMES
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ INPUTS = InputsType(path_type=Path)
 BUNDLE = ExistingPath(
     expected="Name a bundle: the folder that `icis-deploy export` wrote.", file_okay=False, path_type=Path
 )
-NEW_PATH = click.Path(path_type=Path)
+NEW_PATH = NewPath(path_type=Path)
 THREADS = click.IntRange(min=1, max=MAX_THREADS)
 
 Command = Callable[..., None]

@@ -23,6 +23,16 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
             raise click.BadParameter(f"{error.message} {meant}".rstrip(), ctx, param) from None
 
 
+class NewPath(click.Path):
+    """The path of something that is written. An empty text would be the folder that the command runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, if it is not empty, as a shell's variable may be that was never set."""
+        if value == "":
+            raise click.BadParameter("The path is empty. Name a path; where a variable says it, set that.", ctx, param)
+        return super().convert(value, param, ctx)
+
+
 class ExistingPath(click.Path):
     """The path of something that is there.
 

@@ -254,10 +254,11 @@ def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) ->
     Args:
         target: Of a file or folder that will be written.
         overwrite: Whether what is there may be replaced.
-        makes_folders: Whether the folders above it are made where they are missing, as those of a bundle.
+        makes_folders: Whether it is a folder, such as a bundle: the folders above it are made where they are missing.
 
     Raises:
-        UsageError: If it exists and may not be replaced, there is no folder for it, or `overwrite` is no truth value.
+        UsageError: If it exists and may not be replaced, is a folder where a file is to be, there is no folder for it,
+            or `overwrite` is no truth value.
         StorageError: If nothing can be written in its folder.
     """
     check_flag(overwrite, name="overwrite")
@@ -267,6 +268,14 @@ def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) ->
             f"{target} already exists.",
             where=target,
             hint="Choose another path, or give `overwrite=True` to replace it.",
+        )
+    if not makes_folders and os.path.isdir(target):  # noqa: PTH112
+        raise UsageError(
+            f"{target} is a folder, where a file is to be written.",
+            found="a folder",
+            expected="a path of a file",
+            where=target,
+            hint="Name a file.",
         )
     _check_folder(os.path.dirname(os.path.abspath(target)), target, makes_folders=makes_folders)  # noqa: PTH100, PTH120
 
@@ -376,6 +385,7 @@ def _open_any(path: Path) -> IO[bytes]:
 _CURES_OF_WRITING = {
     errno.ENOENT: "Create its folder, or choose another path.",
     errno.ENOTDIR: "Choose another path: what stands above it is a file.",
+    errno.EISDIR: "Name a file: this is a folder.",
     errno.EACCES: "Choose another path, or change the permissions of its folder.",
     errno.EPERM: "Choose another path, or change the permissions of its folder.",
     errno.EROFS: "Choose a path on a disk that can be written.",
