@@ -204,7 +204,7 @@ def load_model(
     if not isinstance(spec, str):
         return _load_module(spec, weights, input_shape, preprocessing)
     suffix = Path(spec).suffix.lower()
-    if "://" in spec:
+    if "://" in spec or not spec:  # an empty path would be the folder that Python runs in
         raise unknown_model(spec)
     if suffix in {".onnx", ".pt2"}:
         _refuse_weights(weights, spec=spec)

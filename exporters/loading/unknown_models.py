@@ -46,8 +46,9 @@ def unknown_model(spec: str) -> ModelLoadError:
     """
     found, hint = _found(spec)
     return ModelLoadError(
-        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
-        f"a folder of transformers or the name of a model on its hub, or package.module:factory with weights.",
+        f"{spec or repr(spec)} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 "
+        f"torch.export program, a folder of transformers or the name of a model on its hub, or package.module:factory "
+        f"with weights.",
         found=found,
         expected="a .onnx file, a .pt2 program, a folder of transformers, or package.module:factory",
         where=spec,
@@ -57,6 +58,8 @@ def unknown_model(spec: str) -> ModelLoadError:
 
 def _found(spec: str) -> tuple[str, str]:
     """Return what stands at a path, and what to do."""
+    if not spec:
+        return "an empty text", "Name the model; where a variable says it, set that."
     path = Path(spec)
     if "://" in spec:
         return "an address", "Download the model, and give the file or folder."

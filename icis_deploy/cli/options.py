@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from icis_deploy.cli.parameter_types import Choice, ExistingPath, NewPath, Number
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, NewPath, Number, Seed
 from icis_deploy.runtime.sessions.choice import MAX_THREADS, RUNTIME_NAMES
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ def points_as_fraction(points: float | None) -> float | None:
 
 def seed_option(function: Command) -> Command:
     """Add the option `--seed` of commands that predict rows."""
-    return click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows."
-    )(function)
+    return click.option("--seed", type=Seed(), default=0, show_default=True, help="The same seed, the same rows.")(
+        function
+    )
 
 
 def runtime_option(function: Command) -> Command:

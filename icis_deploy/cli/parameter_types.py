@@ -64,3 +64,17 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             raise click.BadParameter(f"{number} is not in the range {self._describe_range()}.", ctx, param)
         return number
+
+
+class Seed(click.IntRange):
+    """A seed: a whole number of up to 63 bits, which is more than anybody has to be told beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, if torch takes it as a seed."""
+        number = super().convert(value, param, ctx)
+        if number >= 1 << 63:
+            raise click.BadParameter(f"{number} is no seed: at most 2^63 - 1 is taken.", ctx, param)
+        return number

@@ -175,7 +175,8 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         MissingDependencyError: As `open_inputs`.
     """
     if isinstance(given, str | os.PathLike):
-        return open_inputs(given if isinstance(given, str) else path_from(given, name=where.strip("`")))
+        path = path_from(given, name=where.strip("`"))
+        return open_inputs(given if isinstance(given, str) else path)  # a text may be a URI
     if _is_source(given):
         source: InputSource = given
         return source

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.given import check_choice, check_flag, is_real
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection.validation.operating_point import Aim
@@ -18,6 +19,9 @@ FALLBACK_METHOD = "ridge"
 """What `auto` takes where there are too few seen classes to compare methods on."""
 
 ARBITERS = (AUTO, "off")
+
+MAX_SEED = (1 << 63) - 1
+"""What torch takes as a seed, and every reader of a class update."""
 
 DEFAULT_MAX_SEEN_LOSS = 0.02
 """Loss of seen accuracy that is allowed where nobody says otherwise, fraction of 1."""
@@ -94,11 +98,13 @@ class InjectionOptions:
                 hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )
         check_flag(self.skip_unreadable, name="skip_unreadable")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+        is_whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if not is_whole or not 0 <= self.seed <= MAX_SEED:
             raise UsageError(
-                f"The seed is {self.seed!r}; expected a whole number that is not negative.",
-                found=self.seed,
-                expected="a whole number, at least 0",
+                f"The seed is {shown(self.seed)}; expected a whole number that is not negative, and at most 2^63 - 1.",
+                found=self.seed if is_whole else shown(self.seed),
+                expected=f"a whole number, 0 to {MAX_SEED}",
+                hint="Give another `seed`.",
             )
 
     @property

@@ -156,9 +156,7 @@ def test_a_class_that_a_source_calls_otherwise_is_refused_with_that_name(tmp_pat
     answers.write_text("okapi: striped, hoofed\nhorse: hoofed, striped\nzebras: striped, hoofed\n")
     attributes = icis_deploy.Descriptors(values=[[1, 0], [0, 1], [1, 1]], class_names=tuple(tags))
     for source in ({"tags": tags}, {"tags": answers}, {"attributes": attributes}):
-        with pytest.raises(
-            DescriptorError, match=r"^No source describes 'zebra'\. Did you mean '[Zz]ebras'\? D"
-        ):
+        with pytest.raises(DescriptorError, match=r"^No source describes 'zebra'\. Did you mean '[Zz]ebras'\? D"):
             describe(["okapi", "horse", "zebra"], **source)
 
 

@@ -127,7 +127,7 @@ def test_bench_options_know_the_presets_and_loads_that_there_are():
     assert (*loadgen.SCENARIOS, benchmark.CLASS_SWAP) == typing.get_args(api_bench.ScenarioName)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, "7", None])
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", None, True])
 def test_a_seed_that_is_no_whole_number_is_refused(seed):
     with pytest.raises(UsageError, match="expected a whole number that is not negative"):
         InjectionOptions(seed=seed)
@@ -409,3 +409,28 @@ def test_options_within_options_are_no_dict(options, name):
 def test_one_template_in_place_of_a_list_is_refused():
     with pytest.raises(UsageError, match=r"^`templates` is 'a photo of a {}', of type str; expected a list of prompts"):
         icis_deploy.DescribeOptions(templates="a photo of a {}")
+
+
+def test_an_empty_text_is_no_folder_to_look_into(tiny_project, tmp_path, monkeypatch):
+    """Python takes it for the folder that it runs in, which may hold a model, or images."""
+    device = icis_deploy.Device.open(write_bundle(tmp_path / "bundle"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+
+    with pytest.raises(icis_deploy.errors.ModelLoadError, match=r"^'' is no model that can be loaded: found an empty"):
+        icis_deploy.inspect("")
+    with pytest.raises(UsageError, match=r"^`images` is ''; expected a path"):
+        icis_deploy.evaluate(device, images="")
+    with pytest.raises(UsageError, match=r"^`images` is ''; expected a path"):
+        device.predict([""])
+
+
+def test_the_greatest_seed_is_taken_and_one_above_it_refused(tiny_project, tmp_path):
+    options = InjectionOptions(method="icis", calibration="length", seed=(1 << 63) - 1)
+    opened = icis_deploy.inspect(tiny_project.model, classes=tiny_project.classes)
+    update = icis_deploy.inject(opened, descriptors=tiny_project.descriptors, options=options)
+    icis_deploy.save_update(update, tmp_path / "new.icis")
+
+    assert icis_deploy.load_update(tmp_path / "new.icis").self_test_seed == options.seed
+    with pytest.raises(UsageError, match=r"^The seed is .*, and at most 2\^63 - 1\. Give another `seed`\.$"):
+        InjectionOptions(seed=1 << 63)

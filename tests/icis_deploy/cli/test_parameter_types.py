@@ -73,3 +73,11 @@ def test_an_empty_path_is_refused_and_nothing_is_written_here(option, tmp_path, 
 
     assert f"'{option}': The path is empty. Name a path; where a variable says it" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_seed_that_torch_does_not_take_is_refused_by_every_command(capsys):
+    with_seed = [name for name, command in cli.commands.items() if any(each.name == "seed" for each in command.params)]
+    assert len(with_seed) >= 4
+    for name in with_seed:
+        assert run([name, "--seed", str(1 << 63)]) == 2
+        assert "is no seed: at most 2^63 - 1 is taken" in capsys.readouterr().err, name
