@@ -51,9 +51,7 @@ def outcomes_of(
         RuntimeFailureError: If the runtime fails.
     """
     check_device(device)
-    table: object = batch
-    if not isinstance(table, Mapping) and not hasattr(table, "columns"):
-        raise refused(table, "columns by name, or a table", name="batch")
+    _check_table(batch, name="batch")
     kind = next((name for name in _VALUES if name in batch), None)
     if kind is None or "class" not in batch or not ("key" in batch or kind == "file"):
         raise UsageError(
@@ -98,7 +96,10 @@ def accuracy_of_outcomes(
     if isinstance(tables, Mapping) or hasattr(tables, "columns"):  # whose keys a loop would take for tables
         raise refused(tables, "a list of tables", name="tables")
     head = outcome_head(device, class_names_from(unseen, name="unseen"))
-    parts = [outcomes_from_columns(table, head) for table in items(tables, "tables", name="tables")]
+    given = items(tables, "tables", name="tables")
+    for each in given:
+        _check_table(each, name="tables")
+    parts = [outcomes_from_columns(table, head) for table in given]
     if not sum(map(len, parts)):
         raise UsageError(
             "There are no outcomes.",
@@ -113,3 +114,8 @@ def check_device(device: object) -> None:
     """Raise `UsageError` if something else is given than an open device, such as a bundle's folder."""
     if not isinstance(device, Device):
         raise refused(device, "a device, as `Device.open` returns it", name="device")
+
+
+def _check_table(table: object, *, name: str) -> None:
+    if not isinstance(table, Mapping) and not hasattr(table, "columns"):
+        raise refused(table, "columns by name, or a table", name=name)

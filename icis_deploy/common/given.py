@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from numbers import Integral, Real
 from typing import Any
 
@@ -49,6 +50,12 @@ def check_flag(value: object, *, name: str) -> None:
     """Raise `UsageError` if a parameter is neither `True` nor `False`: a text such as 'no' would count as true."""
     if type(value).__name__ not in {"bool", "bool_"}:  # of Python's or NumPy's types, the older of which has a `_`
         raise refused(value, "True or False", name=name)
+
+
+def check_time(value: object, *, name: str) -> None:
+    """Raise `UsageError` if a parameter is no `datetime`, such as a text or a date."""
+    if not isinstance(value, datetime):
+        raise refused(value, "a datetime with a time zone", name=name)
 
 
 def check_type(value: object, kind: type, *, name: str) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
 from icis_deploy.common.closest import did_you_mean
+from icis_deploy.common.given import items
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
@@ -91,7 +92,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
     """In the order of the columns; one block named `descriptors` where none are given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "class_names", items(self.class_names, "names of classes", name="class_names"))
         raw = _real_array(self.values)
         if raw.ndim != 2 or raw.shape[1] == 0:
             raise DescriptorError(

@@ -665,7 +665,8 @@ class Device:
 
 def _checked_top(top: object) -> int:
     """Return how many classes are asked for, which may be a whole number of any library."""
-    number = top.__index__() if isinstance(top, SupportsIndex) else None
+    # A class has the methods of its values, and cannot be asked.
+    number = top.__index__() if isinstance(top, SupportsIndex) and not isinstance(top, type) else None
     if number is None or number < 1:
         raise UsageError(
             f"top is {shown(top)}; at least one class must be asked for, by a whole number.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import typing
@@ -434,3 +435,37 @@ def test_the_greatest_seed_is_taken_and_one_above_it_refused(tiny_project, tmp_p
     assert icis_deploy.load_update(tmp_path / "new.icis").self_test_seed == options.seed
     with pytest.raises(UsageError, match=r"^The seed is .*, and at most 2\^63 - 1\. Give another `seed`\.$"):
         InjectionOptions(seed=1 << 63)
+
+
+@pytest.mark.parametrize("value", [3, None, "okapi"], ids=["number", "none", "text"])
+def test_values_that_list_classes_take_no_lone_text_or_number(value):
+    update = make_update("okapi")
+    for name, call in {
+        "class_names": lambda: icis_deploy.Head(rows=np.zeros((5, 2)), class_names=value),
+        "added": lambda: dataclasses.replace(update, added=value),
+        "removed": lambda: dataclasses.replace(update, removed=value),
+        "targets": lambda: dataclasses.replace(update, targets=value),
+    }.items():
+        with pytest.raises(UsageError, match=rf"^`{name}` is .*; expected a list of"):
+            call()
+    with pytest.raises(UsageError, match=r"^`class_names` is .*; expected a list of names"):
+        icis_deploy.Descriptors(values=np.ones((5, 2)), class_names=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("version", "3"), ("version", None), ("self_test_seed", 1.5), ("expires", "2030-01-01")]
+)
+def test_a_class_update_takes_no_version_seed_or_time_of_another_type(name, value):
+    with pytest.raises(UsageError, match=rf"^`{name}` is .*, of type .*; expected a "):
+        dataclasses.replace(make_update("okapi"), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mean", "abc"), ("mean", None), ("std", [1, None, 1]), ("std", 10**400), ("rescale", "1"), ("rescale", 10**400)],
+    ids=["text", "none", "a none", "huge", "rescale text", "rescale huge"],
+)
+def test_a_preprocessing_takes_no_statistics_of_another_type(name, value):
+    given = {"resize": 2, "crop": 2, "mean": 0.5, "std": 0.5} | {name: value}
+    with pytest.raises(icis_deploy.errors.IncompatibleError, match=rf"^Preprocessing has {name} .*; expected a "):
+        icis_deploy.Preprocessing(**given)
