@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED = 130
-"""As `icis_deploy.cli.main` has it, which is not imported yet."""
+"""Exit code of a process that SIGINT ends, by the rules of shells."""
 
 
 def main() -> NoReturn:

@@ -123,18 +123,18 @@ def open_targets(
     Raises:
         ICISDeployError: If one cannot be opened.
     """
-    is_bundle = against is not None and Path(against).is_dir()
+    is_bundle = against is not None and os.path.isdir(against)  # noqa: PTH112 - a name that is too long is none
     folders = [Path(against), *bundles] if is_bundle and against is not None else list(bundles)
     targets = []
     with tempfile.TemporaryDirectory() as name:
-        if against is not None and not is_bundle:
-            path = onnx_file(against, Path(name))
-            targets.append(open_original(path, like=load_manifest(folders[0]), num_threads=num_threads))
         for runtime in runtimes:
             for folder, called in zip(folders, names_of_bundles(folders), strict=True):
                 full_name = called if len(runtimes) == 1 else f"{called} in {runtime}"
                 chosen = Runtime(name=runtime, num_threads=num_threads)
                 targets.append(open_bundle(folder, name=full_name, runtime=chosen))
+        if against is not None and not is_bundle:  # last, as it may take minutes, and a runtime may be missing
+            path = onnx_file(against, Path(name))
+            targets.insert(0, open_original(path, like=load_manifest(folders[0]), num_threads=num_threads))
         check_same_base(targets)
         yield targets
 
@@ -383,7 +383,7 @@ def labeled_inputs(given: PythonInputs, against: str | None) -> LabeledInputs:
 
 def original_rows(path: Path, against: str | None) -> NDArray[np.float32]:
     """Return the rows of the model that bundles were made from, `(num_seen, feature_dim + 1)`."""
-    if against is None or Path(against).is_dir():
+    if against is None or os.path.isdir(against):  # noqa: PTH112 - a name that is too long is none
         raise UsageError(
             f"{path} holds features, which are multiplied with the rows of the head, and no model was given to take "
             f"them from.",

@@ -25,7 +25,7 @@ from benchmarks.results.json_values import json_from_value, value_from_json
 from benchmarks.results.values import BatchRun, HeadShare, Phases, ScaleSeries, Scenario, Target, UpdateLatency
 from benchmarks.timing.comparison import Comparison
 from benchmarks.timing.latency import LatencyReport
-from icis_deploy.common.files import read_capped, write_file
+from icis_deploy.common.files import path_from, read_capped, write_file
 from icis_deploy.common.json_fields import load_strict, object_from_json
 from icis_deploy.common.terminal_text import reason_of, shown
 from icis_deploy.errors import ICISDeployError, LoadError
@@ -183,7 +183,8 @@ def load_result(path: str | Path) -> Result:
     Raises:
         LoadError: If it cannot be read or is not a result of this schema.
     """
-    data = read_capped(Path(path), max_bytes=MAX_RESULT_BYTES, what="benchmark result", error_type=LoadError)
+    path = path_from(path, name="path")
+    data = read_capped(path, max_bytes=MAX_RESULT_BYTES, what="benchmark result", error_type=LoadError)
     try:
         return parse_result(data)
     except LoadError as error:

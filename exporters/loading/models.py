@@ -8,6 +8,7 @@ kept and can still be run in its own runtime: an export is compared with that, n
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -203,12 +204,12 @@ def load_model(
     if not isinstance(spec, str):
         return _load_module(spec, weights, input_shape, preprocessing)
     suffix = Path(spec).suffix.lower()
-    if "://" in spec:
+    if "://" in spec or not spec:  # an empty path would be the folder that Python runs in
         raise unknown_model(spec)
     if suffix in {".onnx", ".pt2"}:
         _refuse_weights(weights, spec=spec)
         return _load_onnx(spec, input_shape, preprocessing) if suffix == ".onnx" else _load_program(spec, input_shape)
-    if ":" in spec and not Path(spec).exists():
+    if ":" in spec and not os.path.exists(spec):  # noqa: PTH110 - a name that is too long is none
         return _load_factory(spec, weights, input_shape, preprocessing)
     if is_pretrained(spec):
         _refuse_weights(weights, spec=spec)

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,12 @@ def is_pretrained(spec: str) -> bool:
     A name whose first part is a folder here is a path that leads nowhere, and nobody is asked for it.
     """
     path = Path(spec)
-    if path.exists():
+    # os.path and not pathlib, which raises where a name is too long, such as the text of a model in place of its path.
+    if os.path.exists(path):  # noqa: PTH110
         return path.is_dir() and (path / CONFIG_FILE).is_file()
-    return _HUB_NAME.fullmatch(spec) is not None and not Path(path.parts[0]).exists() and path.suffix not in _SUFFIXES
+    if _HUB_NAME.fullmatch(spec) is None or path.suffix in _SUFFIXES:
+        return False
+    return not os.path.exists(path.parts[0])  # noqa: PTH110
 
 
 _WEIGHTS_SUFFIXES = frozenset({".bin", ".safetensors"})

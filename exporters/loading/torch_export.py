@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from exporters.loading.torch_modules import MAX_MEMBERS, import_torch, quiet_tor
 from exporters.onnx_io.files import check_model, first_line, normalized
 from exporters.onnx_io.foreign_files import foreign_file
 from icis_deploy.common.archives import open_archive
+from icis_deploy.common.closest import did_you_mean_path
 from icis_deploy.common.files import open_plain
 from icis_deploy.common.json_fields import load_strict
 from icis_deploy.errors import ExportError, ModelLoadError
@@ -46,11 +48,11 @@ def load_program(path: Path) -> ExportedProgram:
         ModelLoadError: If there is no such file, it is no program that this torch can read, or it holds pickles.
         MissingDependencyError: If torch is not installed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - a name that is too long is none
         raise ModelLoadError(
             f"There is no model file {path}.",
             where=path,
-            hint="Check the path.",
+            hint=f"{did_you_mean_path(path)}Check the path.",
         )
     torch = import_torch()
     _refuse_pickles(path)

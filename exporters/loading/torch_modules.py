@@ -10,6 +10,7 @@ import copy
 import importlib
 import io
 import logging
+import os
 import sys
 import warnings
 import zipfile
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from exporters.onnx_io.files import first_line
 from exporters.onnx_io.foreign_files import foreign_file
 from icis_deploy.common.archives import open_archive
+from icis_deploy.common.closest import did_you_mean_path
 from icis_deploy.common.files import open_plain
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 from icis_deploy.head.class_names import quoted
@@ -88,11 +90,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ModelLoadError: If there is no such file, it cannot be read so, or it holds no named tensors.
         MissingDependencyError: If torch is not installed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - a name that is too long is none
         raise ModelLoadError(
             f"There is no weights file {path}.",
             where=path,
-            hint="Check `weights`.",
+            hint=f"{did_you_mean_path(path)}Check `weights`.",
         )
     torch = import_torch()
     try:

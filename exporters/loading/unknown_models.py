@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,9 @@ def unknown_model(spec: str) -> ModelLoadError:
     """
     found, hint = _found(spec)
     return ModelLoadError(
-        f"{spec} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 torch.export program, "
-        f"a folder of transformers or the name of a model on its hub, or package.module:factory with weights.",
+        f"{spec or repr(spec)} is no model that can be loaded: found {found}. Expected a .onnx file, a .pt2 "
+        f"torch.export program, a folder of transformers or the name of a model on its hub, or package.module:factory "
+        f"with weights.",
         found=found,
         expected="a .onnx file, a .pt2 program, a folder of transformers, or package.module:factory",
         where=spec,
@@ -56,13 +58,15 @@ def unknown_model(spec: str) -> ModelLoadError:
 
 def _found(spec: str) -> tuple[str, str]:
     """Return what stands at a path, and what to do."""
+    if not spec:
+        return "an empty text", "Name the model; where a variable says it, set that."
     path = Path(spec)
     if "://" in spec:
         return "an address", "Download the model, and give the file or folder."
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - a name that is too long is none
         return _found_folder(path)
     suffix = path.suffix.lower()
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - a name that is too long is none
         return f"a file of type {suffix or 'unknown'}", _INSTEAD.get(
             suffix, "Give the model itself; what is ONNX ends in .onnx."
         )

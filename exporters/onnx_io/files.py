@@ -24,6 +24,7 @@ from onnx_ir.passes import common
 from exporters.onnx_io.foreign_files import foreign_file
 from exporters.onnx_io.shape_inference import derive_shapes
 from exporters.onnx_io.streaming import make_external_weights_lazy, model_chunks, read_model, weights_in_memory
+from icis_deploy.common.closest import did_you_mean_path
 from icis_deploy.common.files import open_plain, write_failure, write_file
 from icis_deploy.errors import ExportError, ModelLoadError
 
@@ -57,8 +58,8 @@ def load_onnx_file(path: Path) -> ir.Model:
         ModelLoadError: If the file is missing, truncated, not ONNX, refused by the ONNX checker, without its external
             data, or of an opset that is too new or cannot be converted.
     """
-    if not path.is_file():
-        if path.is_dir():
+    if not os.path.isfile(path):  # noqa: PTH113 - a name that is too long is none
+        if os.path.isdir(path):  # noqa: PTH112
             raise ModelLoadError(
                 f"{path} is a folder; expected a .onnx file.",
                 found="a folder",
@@ -69,7 +70,7 @@ def load_onnx_file(path: Path) -> ir.Model:
         raise ModelLoadError(
             f"There is no model file {path}.",
             where=path,
-            hint="Check the path.",
+            hint=f"{did_you_mean_path(path)}Check the path.",
         )
     try:
         model = read_model(path)

@@ -45,6 +45,7 @@ from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
 from icis_deploy.bundle.engine_sidecar import engine_name
 from icis_deploy.bundle.manifest import BACKBONE_NAME, MODEL_NAME, Bundle, file_entry
 from icis_deploy.bundle.target_options import BackboneSettings, TargetOptions
+from icis_deploy.common.given import check_choice
 from icis_deploy.errors import ICISDeployError, MissingDependencyError, StorageError, UsageError
 from icis_deploy.metrics.parity import ParityReport
 from icis_deploy.runtime.sessions.choice import Runtime
@@ -270,13 +271,8 @@ def plan_targets(
         MissingDependencyError: If one cannot be built here.
     """
     options = TargetOptions() if options is None else options
-    unknown = [name for name in names if name not in {"onnx", ALL_TARGETS, *TARGETS}]
-    if unknown:
-        raise UsageError(
-            f"There is no target {unknown[0]!r}; choose among onnx, {', '.join(TARGETS)}, {ALL_TARGETS}.",
-            found=unknown[0],
-            expected=("onnx", *TARGETS, ALL_TARGETS),
-        )
+    for name in names:
+        check_choice(name, ("onnx", *TARGETS, ALL_TARGETS), what="target", name="targets")
     asked = tuple(TARGETS) if ALL_TARGETS in names else tuple(dict.fromkeys(name for name in names if name != "onnx"))
     require_used(options.engine, asked, head_kind=head_kind)
     if options.onnxruntime_web is not None and "web" not in asked:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from icis_deploy.api.inputs import PathLike, class_names_from
-from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts
+from icis_deploy.api.inputs import PathLike, required_class_names
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import refused
+from icis_deploy.descriptors.class_texts import ClassTexts, texts_from
 from icis_deploy.descriptors.language_model import LanguageModel
 from icis_deploy.head.class_names import check_unique
 
@@ -47,7 +48,9 @@ def ask_tags(
     """
     from icis_deploy.descriptors.asked_tags import ask_for_tags
 
-    names = class_names_from(classes)
+    if not isinstance(model, LanguageModel):
+        raise refused(model, "a LanguageModel", name="model")
+    names = required_class_names(classes)
     check_unique(names)
-    known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts
-    return ask_for_tags(names, model, texts=known, folder=Path(folder)).tags
+    known = texts_from(texts)
+    return ask_for_tags(names, model, texts=known, folder=path_from(folder, name="folder")).tags

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from icis_deploy.api.inputs import check_max_seen_loss, options_from
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_callable, check_choice, check_flag, check_number, items, whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
@@ -63,21 +65,16 @@ class BenchOptions:
     the updates of each bundle were made for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_sizes", tuple(sorted(set(self.batch_sizes))))
-        object.__setattr__(self, "runtimes", tuple(dict.fromkeys(self.runtimes)))
-        object.__setattr__(self, "scenarios", tuple(self.scenarios))
-        for what, given, known in (
-            ("preset", [self.preset], PRESET_NAMES),
-            ("runtime", self.runtimes, RUNTIME_NAMES),
-            ("scenario", self.scenarios, SCENARIO_NAMES),
-        ):
-            unknown = [name for name in given if name not in known]
-            if unknown:
-                raise UsageError(
-                    f"There is no {what} {unknown[0]!r}; choose among {', '.join(known)}.",
-                    found=unknown[0],
-                    expected=known,
-                )
+        sizes = (
+            whole_number(each, name="batch_sizes") for each in items(self.batch_sizes, "sizes", name="batch_sizes")
+        )
+        object.__setattr__(self, "batch_sizes", tuple(sorted(set(sizes))))
+        check_choice(self.preset, PRESET_NAMES, what="preset", name="preset")
+        for what, known in (("runtime", RUNTIME_NAMES), ("scenario", SCENARIO_NAMES)):
+            given = items(getattr(self, f"{what}s"), f"names of {what}s", name=f"{what}s")
+            for each in given:
+                check_choice(each, known, what=what, name=f"{what}s")
+            object.__setattr__(self, f"{what}s", tuple(dict.fromkeys(given)))
         if not self.batch_sizes or self.batch_sizes[0] < 1:
             raise UsageError(
                 f"The batch sizes are {self.batch_sizes}; expected at least one, each of 1 or more images.",
@@ -85,13 +82,22 @@ class BenchOptions:
                 expected="at least one size, each at least 1",
             )
         check_max_seen_loss(self.max_seen_loss)
-        for what, number in (("seconds", self.max_seconds), ("threads", self.num_threads)):
-            if number is not None and not 0 < number < float("inf"):
+        for what, name in (("seconds", "max_seconds"), ("threads", "num_threads")):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            check_number(number, name=name)
+            if not 0 < number < float("inf"):
                 raise UsageError(
                     f"{number} {what} were asked for; expected a positive number.",
                     found=number,
                     expected="a positive number",
+                    hint=f"Give another `{name}`.",
                 )
+        if self.num_threads is not None:
+            object.__setattr__(self, "num_threads", whole_number(self.num_threads, name="num_threads"))
+        if self.logs is not None:
+            object.__setattr__(self, "logs", path_from(self.logs, name="logs"))
 
 
 def bench(
@@ -133,14 +139,20 @@ def bench(
     from benchmarks.machine.environment import read_environment
     from benchmarks.results.result import Result, load_result
 
-    if not bundles:
+    folders = [path_from(each, name="bundles") for each in items(bundles, "bundles", name="bundles")]
+    check_callable(progress, name="progress")
+    check_flag(any_machine, name="any_machine")
+    if not folders:
         raise UsageError("There is no bundle to measure.", found=0, expected="at least 1", hint="Give at least one.")
-    earlier = baseline if baseline is None or isinstance(baseline, Result) else load_result(Path(baseline))
+    earlier = (
+        baseline
+        if baseline is None or isinstance(baseline, Result)
+        else load_result(path_from(baseline, name="baseline"))
+    )
     options = options_from(options, BenchOptions)
-    preset, model = PRESETS[options.preset], None if against is None else str(against)
+    preset, model = PRESETS[options.preset], None if against is None else str(path_from(against, name="against"))
     preset = preset if options.max_seconds is None else replace(preset, budget_s=options.max_seconds)
     inputs = None if images is None else labeled_inputs(images, model)
-    folders = [Path(bundle) for bundle in bundles]
     sizes = options.batch_sizes
     opened = open_targets(folders, against=model, runtimes=options.runtimes, num_threads=options.num_threads)
     with opened as targets:
@@ -155,7 +167,7 @@ def bench(
                 "preset": options.preset,
                 "seconds": preset.budget_s,
                 "num_threads": options.num_threads,
-                "against": None if against is None else Path(against).name,
+                "against": None if model is None else Path(model).name,
             },
             inputs=inputs,
             scenarios=options.scenarios,

@@ -9,7 +9,7 @@ from icis_deploy.api.inputs import PathLike, inputs_from
 from icis_deploy.api.notices import tell
 from icis_deploy.bundle.manifest import Bundle, load_bundle
 from icis_deploy.common.files import check_free, path_from
-from icis_deploy.common.numbers_given import whole_number
+from icis_deploy.common.given import whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.runtime.state.store import Store

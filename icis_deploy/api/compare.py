@@ -33,6 +33,7 @@ from icis_deploy.api.notices import tell
 from icis_deploy.api.seen_images import backbone_features_of, labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
 from icis_deploy.common.closest import did_you_mean
+from icis_deploy.common.given import check_callable, items
 from icis_deploy.errors import ImageError, UntrustworthyError, UsageError
 from icis_deploy.head.arbiter import deviation_lengths, seen_statistics
 from icis_deploy.head.class_names import quoted
@@ -83,7 +84,7 @@ class ComparisonOptions:
     """As in `InjectionOptions`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "methods", items(self.methods, "names of methods", name="methods"))
         if not self.methods:
             raise UsageError("There is no method to compare; name at least one.", found=0, expected="at least 1")
         self.by_method()
@@ -188,7 +189,8 @@ def compare_methods(
         ICISDeployError: As `inject`.
     """
     options = options_from(options, ComparisonOptions)
-    described, names = descriptors_from(descriptors), class_names_from(unseen)
+    check_callable(on_method, name="on_method")
+    described, names = descriptors_from(descriptors), class_names_from(unseen, name="unseen")
     stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
     if stated_classes is not None:
         described.select(stated_classes)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from icis_deploy.api.inputs import PathLike, class_names_from, descriptors_from, options_from
+from icis_deploy.api.inputs import PathLike, descriptors_from, options_from, required_class_names
 from icis_deploy.api.notices import tell
 from icis_deploy.common.closest import did_you_mean
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_flag, items
 from icis_deploy.common.terminal_text import shown
-from icis_deploy.descriptors.class_texts import ClassTexts, load_class_texts, texts_of
+from icis_deploy.descriptors.class_texts import ClassTexts, texts_from, texts_of
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.sources import DescribedClasses, joined_blocks, missing_notes, named_block
 from icis_deploy.descriptors.tag_answers import TagAnswers, load_tag_answers
@@ -27,6 +29,9 @@ class DescribeOptions:
     Example:
         options = icis_deploy.DescribeOptions(templates=["a photo of a {}."])
         icis_deploy.describe(["okapi", "zebra"], model="clip-vit-base-patch32/", options=options)
+
+    Raises:
+        UsageError: On construction, if something is of another type.
     """
 
     templates: Sequence[str] = ()
@@ -34,6 +39,10 @@ class DescribeOptions:
 
     replace: bool = False
     """Whether a new block takes the place of one of the same name in `blocks`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "templates", items(self.templates, "prompts", name="templates"))
+        check_flag(self.replace, name="replace")
 
 
 def describe(
@@ -101,9 +110,10 @@ def describe_with_notes(
 ) -> DescribedClasses:
     """Do what `describe` does, and return what it warns of."""
     options = options_from(options, DescribeOptions)
-    names = class_names_from(classes)
+    names = required_class_names(classes)
     check_unique(names)
     notes: list[str] = []
+    known = texts_from(texts)
     if all(source is None for source in (tags, attributes, vectors, model, blocks)):
         from icis_deploy.descriptors.text_encoder import DEFAULT_MODEL
 
@@ -116,23 +126,26 @@ def describe_with_notes(
             "Templates are for a text model; word vectors are looked up by the bare text.",
             hint="Leave `templates` out, or give `model`.",
         )
-    known = load_class_texts(Path(texts)) if isinstance(texts, str | Path) else texts
     parts: list[Descriptors] = []
     words: ClassTags | None = None
+    spoken_of: list[str] = []
     if tags is not None:
-        words, tag_block, tag_notes = _tags(tags, names, known)
+        words, tag_block, tag_notes, spoken_of = _tags(tags, names, known)
         parts.append(tag_block)
         notes += tag_notes
     if attributes is not None:
-        parts.append(named_block(descriptors_from(attributes), "attributes", names))
+        given = descriptors_from(attributes)
+        spoken_of += given.class_names
+        parts.append(named_block(given, "attributes", names))
     is_alone = sum(source is not None for source in (tags, attributes, vectors, model, blocks)) < 2
     spoken = _spoken(names, known, is_alone=is_alone)
     if vectors is not None:
         from icis_deploy.descriptors.word_vectors import describe_known_with_vectors, describe_with_vectors
 
         read = describe_with_vectors if is_alone else describe_known_with_vectors
-        parts.append(named_block(read(spoken, Path(vectors)), "vectors", names))
+        parts.append(named_block(read(spoken, path_from(vectors, name="vectors")), "vectors", names))
     if model is not None:
+        path_from(model, name="model")  # not taken: a name on the hub is no path
         from icis_deploy.descriptors.text_encoder import describe_with_model
 
         if texts is not None or words is None:
@@ -142,7 +155,7 @@ def describe_with_notes(
             sentences = {name: (joined(each),) for name, each in words.items()}
             parts.append(named_block(describe_with_model(sentences, str(model)), "tag_sentences", names))
     base = None if blocks is None else descriptors_from(blocks)
-    made = joined_blocks(names, parts, base=base, replace=options.replace)
+    made = joined_blocks(names, parts, base=base, replace=options.replace, unused=spoken_of)
     return DescribedClasses(descriptors=made, notes=(*notes, *missing_notes(made)))
 
 
@@ -155,15 +168,17 @@ def _spoken(names: Sequence[str], known: ClassTexts | None, *, is_alone: bool) -
 
 def _tags(
     tags: PathLike | ClassTags, names: Sequence[str], texts: ClassTexts | None
-) -> tuple[ClassTags, Descriptors, list[str]]:
+) -> tuple[ClassTags, Descriptors, list[str], list[str]]:
+    """Return the words of classes, their block, what is to be said of it, and names that no class has."""
     from icis_deploy.descriptors.tags import describe_with_tags
 
     notes: list[str] = []
     words: ClassTags
-    if isinstance(tags, str | Path):
-        answers = load_tag_answers(Path(tags), names, texts=texts)
+    if isinstance(tags, str | os.PathLike):
+        answers = load_tag_answers(path_from(tags, name="tags"), names, texts=texts)
         words = answers.tags
         notes += _answer_notes(answers)
+        others = list(answers.invented)
     else:
         if not isinstance(tags, Mapping):
             raise UsageError(
@@ -172,6 +187,7 @@ def _tags(
                 expected="the path of a file of tags, or words by class name",
                 hint="Give a dict, such as {'zebra': ['striped', 'four-legs']}.",
             )
+        others = [str(name) for name in tags]
         given: dict[str, Any] = {name: tags[name] for name in names if tags.get(name)}
         # A text is words as a file has them: its letters are none.
         words = {name: words_in(each) if isinstance(each, str) else tuple(each) for name, each in given.items()}
@@ -188,7 +204,7 @@ def _tags(
     )
     if made.without_shared:
         notes.append(f"No word of {quoted(made.without_shared)} is used by another class, so the tags leave it out.")
-    return words, made.descriptors, notes
+    return words, made.descriptors, notes, others
 
 
 def _answer_notes(answers: TagAnswers) -> list[str]:

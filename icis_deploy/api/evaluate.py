@@ -14,6 +14,7 @@ from icis_deploy.api.inputs import ClassNames, PathLike, check_max_seen_loss, cl
 from icis_deploy.api.notices import tell
 from icis_deploy.common.closest import closest, did_you_mean
 from icis_deploy.common.files import path_from, write_file
+from icis_deploy.common.given import check_callable, check_choice, check_flag, whole_number
 from icis_deploy.common.terminal_text import points_text, shown
 from icis_deploy.errors import ImageError, SeenLossError, UsageError
 from icis_deploy.evaluation.checkpoint import ParquetCheckpoint
@@ -79,15 +80,13 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         for name in ("workers", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"`{name}` is {value}; expected at least 1.", found=value, expected="at least 1")
-        for name, allowed in (("on_error", ("stop", "skip")), ("engine", ("local", "ray"))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"`{name}` is {getattr(self, name)!r}; expected {allowed[0]!r} or {allowed[1]!r}.",
-                    found=getattr(self, name),
-                    expected=allowed,
-                )
+            if value is not None:
+                object.__setattr__(self, name, whole_number(value, name=name, at_least=1))
+        check_flag(self.reduced_decode, name="reduced_decode")
+        if self.checkpoint is not None:
+            path_from(self.checkpoint, name="checkpoint")
+        check_choice(self.on_error, ("stop", "skip"), what="`on_error`", name="on_error")
+        check_choice(self.engine, ("local", "ray"), what="engine", name="engine")
         if self.address is not None and self.engine != "ray":
             raise UsageError(
                 "`address` does nothing without a cluster.",
@@ -148,12 +147,13 @@ def evaluate(
         ICISDeployError: If something cannot be read or run.
     """
     check_max_seen_loss(max_seen_loss)
+    check_callable(progress, name="progress")
     options = options_from(options, EvaluateOptions)
     given, num_inputs = _labelled_inputs(images)  # before the model is loaded
     device = bundle if isinstance(bundle, Device) else _open(bundle, runtime, options)
     source = given.where
     where = None if isinstance(bundle, Device) else path_from(bundle, name="bundle")
-    unseen_names = class_names_from(unseen)
+    unseen_names = class_names_from(unseen, name="unseen")
     head = outcome_head(device, unseen_names)
     # One of them may have been left out of this head and of these inputs; all of them are another list.
     strange = () if set(unseen_names or ()).intersection(state_of(device).class_names) else unseen_names or ()

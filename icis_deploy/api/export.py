@@ -31,12 +31,13 @@ from icis_deploy.api.reference import make_reference, refusals_to_expect
 from icis_deploy.bundle.manifest import HEAD_KINDS, Bundle
 from icis_deploy.bundle.model_form import ModelForm
 from icis_deploy.bundle.target_options import TargetOptions
-from icis_deploy.common.files import check_free
-from icis_deploy.common.numbers_given import check_number, whole_number
+from icis_deploy.common.files import check_free, path_from
+from icis_deploy.common.given import check_callable, check_choice, check_number, check_type, items, whole_number
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.updates.signers import SigningKey, open_signer
+from icis_deploy.updates.signing import key_paths
 from icis_deploy.workbench import enable_workbench
 
 if TYPE_CHECKING:
@@ -111,21 +112,19 @@ class ExportOptions:
     """What signs the bundle, as in `sign`; `None` leaves it unsigned, until `sign_bundle`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trust", tuple(self.trust))
-        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "trust", tuple(key_paths(self.trust, name="trust")))
+        object.__setattr__(self, "targets", items(self.targets, "names of targets", name="targets"))
+        if self.generator is not None:
+            path_from(self.generator, name="generator")
+        check_type(self.form, ModelForm, name="form")
+        check_type(self.target_options, TargetOptions, name="target_options")
         check_max_seen_loss(self.max_seen_loss)
         if self.max_seen_loss is not None and self.images is None and self.form.calibration_images is None:
             raise UsageError(
                 "A loss of seen accuracy can only be measured on images.",
                 hint="Give labelled images of seen classes in `images`, or leave `max_seen_loss` out.",
             )
-        if self.head not in HEAD_KINDS:
-            raise UsageError(
-                f"There is no head {self.head!r}.",
-                found=self.head,
-                expected=HEAD_KINDS,
-                hint=f"Choose among {', '.join(HEAD_KINDS)}.",
-            )
+        check_choice(self.head, HEAD_KINDS, what="head", name="head")
         if self.capacity is not None:
             object.__setattr__(self, "capacity", whole_number(self.capacity, name="capacity"))
         if self.head == "fused" and self.capacity is not None:
@@ -135,13 +134,7 @@ class ExportOptions:
                 expected="no capacity",
                 hint="Give `capacity` with `head='updatable'` only.",
             )
-        if self.arbiter not in ARBITERS:
-            raise UsageError(
-                f"There is no arbiter {self.arbiter!r}.",
-                found=self.arbiter,
-                expected=ARBITERS,
-                hint=f"Choose among {', '.join(ARBITERS)}.",
-            )
+        check_choice(self.arbiter, ARBITERS, what="arbiter", name="arbiter")
         if self.trust and self.head == "fused":
             raise UsageError(
                 "A device with a fused head takes no class updates, whoever signed them.",
@@ -227,7 +220,9 @@ def export(
     from exporters.targets.registry import plan_targets
 
     options = options_from(options, ExportOptions)
-    check_free(Path(out), overwrite=overwrite, makes_folders=True)
+    out = path_from(out, name="out")
+    check_free(out, overwrite=overwrite, makes_folders=True)
+    check_callable(on_target, name="on_target")
     # Before the work of minutes: whoever signs may have to be asked for a passphrase.
     signer = None if options.key is None else open_signer(options.key)
     targets = plan_targets(options.targets, options.target_options, head_kind=options.head)
@@ -240,7 +235,7 @@ def export(
             expected="a list of class updates, or of their files",
             hint="Give `updates=[...]`.",
         )
-    parsed = [update_from(update) for update in updates]
+    parsed = [update_from(update) for update in items(updates, "class updates", name="updates")]
     trusted = tuple(Path(key) for key in options.trust)
     read_trust(trusted)
     generator = None if options.generator is None else read_generator(Path(options.generator))
@@ -280,7 +275,7 @@ def export(
     )
     plan = with_generator(plan, generator)
     bundle = write_bundle(
-        Path(out),
+        out,
         replace(
             plan,
             reference=None if made is None else made.reference,

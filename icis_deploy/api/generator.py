@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.api.inject import train_injector
@@ -25,7 +24,8 @@ from icis_deploy.api.models import (
     open_model,
 )
 from icis_deploy.api.notices import tell
-from icis_deploy.common.files import check_free
+from icis_deploy.common.files import check_free, path_from
+from icis_deploy.common.given import check_callable, check_choice, check_type
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.options import AUTO, InjectionOptions
 from icis_deploy.workbench import enable_workbench
@@ -60,12 +60,8 @@ class GeneratorOptions:
     """`fp32`, or `fp16` for a file of half the size."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
-                found=self.precision,
-                expected=tuple(PRECISIONS),
-            )
+        check_type(self.injection, InjectionOptions, name="injection")
+        check_choice(self.precision, PRECISIONS, what="precision", name="precision")
 
 
 def export_generator(
@@ -106,7 +102,9 @@ def export_generator(
     from exporters.generator.writing import write_generator
 
     options = options_from(options, GeneratorOptions)
-    check_free(Path(out), overwrite=overwrite)
+    out = path_from(out, name="out")
+    check_free(out, overwrite=overwrite)
+    check_callable(progress, name="progress")
     if options.injection.photos is not None:
         raise UsageError(
             "A generator makes rows from descriptors alone; photos cannot be part of it.",
@@ -135,7 +133,7 @@ def export_generator(
     head = head_of(opened)
     assert injection.injector is not None  # only rows of photos have none
     return write_generator(
-        Path(out),
+        out,
         injection.injector,
         head=head,
         seen_descriptors=described.select(head.class_names).values,

@@ -25,6 +25,7 @@ from icis_deploy.api.notices import tell
 from icis_deploy.api.photos import check_apart, load_photos
 from icis_deploy.api.seen_images import labelled_seen_images, read_seen_images
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.given import check_callable, check_flag
 from icis_deploy.common.terminal_text import called_inputs
 from icis_deploy.errors import UsageError
 from icis_deploy.head.class_update import ClassUpdate
@@ -77,6 +78,7 @@ def inject(
         UntrustworthyError: If `strict`, and the estimate warns or there is none.
         ICISDeployError: As `inspect`.
     """
+    check_flag(strict, name="strict")
     opened, injection = _train(model, classes, descriptors, unseen, options, preprocess, progress)
     if strict:
         injection.require_trust()
@@ -137,10 +139,11 @@ def _train(
     enable_workbench()
     from exporters.bundles.requirements import require_exportable
 
+    check_callable(progress, name="progress")
     # All that is wrong with the other files is said before the model is loaded.
     stated_classes, explicit = class_names_from(classes), preprocessing_from(preprocess)
     described = None if descriptors is None else descriptors_from(descriptors)
-    names, options = class_names_from(unseen), _with_lists(options_from(options, InjectionOptions))
+    names, options = class_names_from(unseen, name="unseen"), _with_lists(options_from(options, InjectionOptions))
     if described is None and options.photos is None:
         raise UsageError(
             "Nothing says what the new classes are.",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.numbers_given import check_number
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_number, refused
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
@@ -54,7 +55,7 @@ def descriptors_from(given: Any) -> Descriptors:
     if isinstance(given, Descriptors):
         return given
     if isinstance(given, str | os.PathLike):
-        return load_descriptors(Path(given))
+        return load_descriptors(path_from(given, name="descriptors"))
     if hasattr(given, "columns") and hasattr(given, "to_numpy"):
         names = list(given["class"]) if "class" in given.columns else list(given.index)
         values = given[[name for name in given.columns if name != "class"]].to_numpy()
@@ -104,22 +105,28 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
     return Descriptors(values=np.stack(arrays), class_names=tuple(names))
 
 
-@overload
-def class_names_from(given: ClassNames) -> tuple[str, ...]: ...
-@overload
-def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None: ...
-def class_names_from(given: ClassNames | None) -> tuple[str, ...] | None:
-    """Return class names, read from their list where a path is given; `None` stays `None`.
+def class_names_from(given: ClassNames | None, *, name: str = "classes") -> tuple[str, ...] | None:
+    """Return class names as `required_class_names` does; `None` stays `None`."""
+    return None if given is None else required_class_names(given, name=name)
+
+
+def required_class_names(given: ClassNames, *, name: str = "classes") -> tuple[str, ...]:
+    """Return class names, read from their list where a path is given.
 
     A lone string is a path, never a class name.
 
+    Args:
+        given: What the caller gave.
+        name: The parameter.
+
     Raises:
-        UsageError: If one is no text, they have no order, or numbered names leave a number out.
+        UsageError: If it is neither, one is no text, they have no order, or numbered names leave a number out.
     """
-    if given is None:
-        return None
     if isinstance(given, str | os.PathLike):
-        return load_class_list(Path(given))
+        return load_class_list(path_from(given, name=name))
+    listed_names: object = given
+    if isinstance(listed_names, bytes) or not isinstance(listed_names, Iterable):
+        raise refused(given, "class names, or the path of a list of them", name=name)
     if isinstance(given, set | frozenset):
         raise UsageError(
             f"The class names are a {type(given).__name__}, which has no order.",
@@ -214,7 +221,7 @@ def preprocessing_from(given: Preprocess | None) -> Preprocessing | None:
         return _preprocessing_of_values(given, where="preprocess")
     if not isinstance(given, str | Path):
         return _preprocessing_of_library(given)
-    path = Path(given)
+    path = path_from(given, name="preprocess")
     if path.name == _PROCESSOR_FILE and path.is_file():
         return _processor_in(path)
     return _preprocessing_of_values(read_settings(path), where=str(path))
@@ -267,7 +274,7 @@ def _preprocessing_of_library(given: object) -> Preprocessing:
 
 def update_from(given: PathLike | ClassUpdate) -> ClassUpdate:
     """Return a class update, read from its file where a path is given; nothing checks who signed it."""
-    return given if isinstance(given, ClassUpdate) else load_update(Path(given))
+    return given if isinstance(given, ClassUpdate) else load_update(path_from(given, name="updates"))
 
 
 def check_max_seen_loss(max_seen_loss: float | None) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icis_deploy.api.inputs import ClassNames, PathLike, Preprocess, class_names_from, preprocessing_from
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import items, whole_number
 from icis_deploy.errors import ICISDeployError, IncompatibleError, UsageError
 from icis_deploy.head.head import Head
 from icis_deploy.images.preprocessing import Preprocessing
@@ -147,7 +149,7 @@ def locate_head(model: Model, *, preprocessing: Preprocessing | None) -> OpenedM
     if isinstance(model, OpenedModel):
         return model
     source = model if isinstance(model, ModelSource) else ModelSource(spec=model)
-    weights = None if source.weights is None else Path(source.weights)
+    weights = None if source.weights is None else path_from(source.weights, name="weights")
     spec = str(source.spec) if isinstance(source.spec, str | Path) else source.spec
     loaded = load_model(spec, weights, _input_shape(source), preprocessing=preprocessing)
     return OpenedModel(loaded=loaded, location=find_head(loaded.model, source.head_node), head=None)
@@ -189,15 +191,19 @@ def open_with_preprocessing(
 
 
 def _input_shape(source: ModelSource) -> tuple[int, ...] | None:
+    stated = source.input_shape
+    if stated is not None:
+        sizes = items(stated, "sizes, such as (3, 224, 224)", name="input_shape")
+        stated = tuple(whole_number(size, name="input_shape", at_least=1) for size in sizes)
     if source.example is None:
-        return source.input_shape
+        return stated
     shape = tuple(int(size) for size in np.shape(source.example))
-    if len(shape) < 2 or source.input_shape not in (None, shape[1:]):
+    if len(shape) < 2 or stated not in (None, shape[1:]):
         raise UsageError(
-            f"The example has shape {shape}, and the input shape is {source.input_shape}; expected a batch of images "
+            f"The example has shape {shape}, and the input shape is {stated}; expected a batch of images "
             f"of that shape.",
             found=shape,
-            expected=source.input_shape,
+            expected=stated,
             hint="Give a batch of images as the example, or `input_shape` instead.",
         )
     return shape[1:]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from icis_deploy.api.inputs import ClassNames, class_names_from
+from icis_deploy.api.inputs import ClassNames, check_max_seen_loss, class_names_from
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import items, refused
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
 from icis_deploy.evaluation.measuring import outcome_head
@@ -49,6 +50,8 @@ def outcomes_of(
         ImageError: If an image cannot be read, or shows a class that the head does not know.
         RuntimeFailureError: If the runtime fails.
     """
+    check_device(device)
+    _check_table(batch, name="batch")
     kind = next((name for name in _VALUES if name in batch), None)
     if kind is None or "class" not in batch or not ("key" in batch or kind == "file"):
         raise UsageError(
@@ -57,9 +60,9 @@ def outcomes_of(
             expected="class, and file or (key and one of image, inputs)",
             hint="Name the columns so.",
         )
-    values: list[InputValue] = [Path(value) if kind == "file" else value for value in batch[kind]]
+    values: list[InputValue] = [path_from(value, name="file") if kind == "file" else value for value in batch[kind]]
     keys = [str(key) for key in batch["key" if "key" in batch else "file"]]
-    head = outcome_head(device, class_names_from(unseen))
+    head = outcome_head(device, class_names_from(unseen, name="unseen"))
     found = outcomes_of_batch(device, values, labels=[str(name) for name in batch["class"]], keys=keys, head=head)
     return columns_of(found, keys)
 
@@ -88,8 +91,15 @@ def accuracy_of_outcomes(
         IncompatibleError: If they are of another head, or an image is there twice.
         UsageError: If there are none.
     """
-    head = outcome_head(device, class_names_from(unseen))
-    parts = [outcomes_from_columns(table, head) for table in tables]
+    check_device(device)
+    check_max_seen_loss(max_seen_loss)
+    if isinstance(tables, Mapping) or hasattr(tables, "columns"):  # whose keys a loop would take for tables
+        raise refused(tables, "a list of tables", name="tables")
+    head = outcome_head(device, class_names_from(unseen, name="unseen"))
+    given = items(tables, "tables", name="tables")
+    for each in given:
+        _check_table(each, name="tables")
+    parts = [outcomes_from_columns(table, head) for table in given]
     if not sum(map(len, parts)):
         raise UsageError(
             "There are no outcomes.",
@@ -98,3 +108,14 @@ def accuracy_of_outcomes(
             hint="Give the outcomes of one image at least.",
         )
     return accuracy_of(merge(parts), max_seen_loss=max_seen_loss)
+
+
+def check_device(device: object) -> None:
+    """Raise `UsageError` if something else is given than an open device, such as a bundle's folder."""
+    if not isinstance(device, Device):
+        raise refused(device, "a device, as `Device.open` returns it", name="device")
+
+
+def _check_table(table: object, *, name: str) -> None:
+    if not isinstance(table, Mapping) and not hasattr(table, "columns"):
+        raise refused(table, "columns by name, or a table", name=name)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.files import check_free, write_file
+from icis_deploy.common.files import check_free, path_from, write_file
+from icis_deploy.common.given import items
 from icis_deploy.errors import UsageError
 from icis_deploy.workbench import enable_workbench
 
@@ -66,7 +67,12 @@ def report(
     from benchmarks.report.page import html_page, markdown_text, report_of
     from benchmarks.results.result import Result, load_result
 
-    pages = [(Path(path), make) for path, make in ((out, html_page), (markdown, markdown_text)) if path is not None]
+    pages = [
+        (path_from(path, name=name), make)
+        for name, path, make in (("out", out, html_page), ("markdown", markdown, markdown_text))
+        if path is not None
+    ]
+    given = items(results, "results", name="results")
     if not pages:
         raise UsageError(
             "There is nothing to write: say where the page goes, the Markdown text, or both.",
@@ -82,7 +88,9 @@ def report(
         )
     for path, _ in pages:
         check_free(path, overwrite=overwrite)
-    merged = report_of([each if isinstance(each, Result) else load_result(Path(each)) for each in results])
+    merged = report_of(
+        [each if isinstance(each, Result) else load_result(path_from(each, name="results")) for each in given]
+    )
     # Both are made before one is written, so that an error leaves neither.
     texts = {path: make(merged).encode() for path, make in pages}
     for path, data in texts.items():
@@ -90,6 +98,6 @@ def report(
     return WrittenReport(
         files={path: len(data) for path, data in texts.items()},
         devices=tuple(device.label for device in merged.devices),
-        num_results=len(results),
+        num_results=len(given),
         num_rows=len(merged.rows),
     )

@@ -22,6 +22,7 @@ from icis_deploy.common.files import path_from
 from icis_deploy.errors import GateFailedError, WrongBaseError
 from icis_deploy.images.python_values import PythonInputs
 from icis_deploy.metrics.parity import ParityReport
+from icis_deploy.runtime.device import Device
 from icis_deploy.runtime.sessions.choice import Runtime, runtime_from
 from icis_deploy.runtime.state.journal import check_disabled
 from icis_deploy.runtime.state.store import Store
@@ -77,6 +78,8 @@ def verify(
     check_disabled(journal, known_names(described, table))
     was_changed = (table is not None and journal.current.slots is not None) or bool(journal.disabled)
     compared = inputs_from(images, described.preprocessing)
+    if not chosen.is_reference:  # before the original is loaded, which may take minutes
+        Device.from_parts(folder, described, runtime=chosen).close()
     opened = _original_of(folder, described, against)
     loaded, location = opened.loaded, opened.location
     reports = compare_bundle(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from icis_deploy.bundle.manifest import HEAD_PRECISIONS, PRECISIONS
-from icis_deploy.common.numbers_given import whole_number
+from icis_deploy.common.given import check_choice, whole_number
 from icis_deploy.errors import UsageError
 
 _INPUTS = ("float32", "uint8")
@@ -42,24 +42,9 @@ class ModelForm:
     the device. The scores of all classes stay its first output."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"There is no precision {self.precision!r}; choose among {', '.join(PRECISIONS)}.",
-                found=self.precision,
-                expected=PRECISIONS,
-            )
-        if self.head_precision not in HEAD_PRECISIONS:
-            raise UsageError(
-                f"There is no head precision {self.head_precision!r}; choose among {', '.join(HEAD_PRECISIONS)}.",
-                found=self.head_precision,
-                expected=HEAD_PRECISIONS,
-            )
-        if self.model_input not in _INPUTS:
-            raise UsageError(
-                f"A model cannot take {self.model_input!r}; choose among {', '.join(_INPUTS)}.",
-                found=self.model_input,
-                expected=_INPUTS,
-            )
+        check_choice(self.precision, PRECISIONS, what="precision", name="precision")
+        check_choice(self.head_precision, HEAD_PRECISIONS, what="head precision", name="head_precision")
+        check_choice(self.model_input, _INPUTS, what="model input", name="model_input")
         object.__setattr__(self, "top", whole_number(self.top, name="top"))
         if self.top < 0:
             raise UsageError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_flag, check_type, items, whole_number
 from icis_deploy.errors import UsageError
 
 
@@ -46,6 +48,15 @@ class EngineSettings:
     """Whether slots are weights that are refitted, and not inputs."""
 
     def __post_init__(self) -> None:
+        for name in ("min_batch", "opt_batch", "max_batch"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name))
+        check_flag(self.refit, name="refit")
+        capabilities = items(self.compute_capabilities, "GPU architectures, such as '8.6'", name="compute_capabilities")
+        object.__setattr__(self, "compute_capabilities", capabilities)
+        if self.workspace_bytes is not None:
+            whole_number(self.workspace_bytes, name="workspace_bytes", at_least=1)
+        if self.timing_cache is not None:
+            object.__setattr__(self, "timing_cache", path_from(self.timing_cache, name="timing_cache"))
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 f"The batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are not in order: expected 1 <= "
@@ -86,7 +97,7 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         for name in ("batch", "opset"):
             number = getattr(self, name)
-            if number is not None and number < 1:
+            if number is not None and whole_number(number, name=name) < 1:
                 raise UsageError(
                     f"The backbone's {name} is {number}; expected at least 1.",
                     found=number,
@@ -102,6 +113,9 @@ class TargetOptions:
     Example:
         targets = icis_deploy.TargetOptions(engine=icis_deploy.EngineSettings(max_batch=8))
         icis_deploy.ExportOptions(targets=("tensorrt-rtx",), target_options=targets)
+
+    Raises:
+        UsageError: On construction, if something is of another type.
     """
 
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -113,3 +127,9 @@ class TargetOptions:
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     """How the backbone alone is written."""
+
+    def __post_init__(self) -> None:
+        check_type(self.engine, EngineSettings, name="engine")
+        check_type(self.backbone, BackboneSettings, name="backbone")
+        if self.onnxruntime_web is not None:
+            object.__setattr__(self, "onnxruntime_web", path_from(self.onnxruntime_web, name="onnxruntime_web"))

@@ -15,7 +15,7 @@ from icis_deploy.cli.options import (
     model_source,
 )
 from icis_deploy.cli.output import format_option, note, print_result
-from icis_deploy.cli.parameter_types import Choice
+from icis_deploy.cli.parameter_types import Choice, Seed
 
 
 @click.command("bench-fit", short_help="Time the prediction of rows against the published recipe.")
@@ -38,7 +38,7 @@ from icis_deploy.cli.parameter_types import Choice
     help="Epochs of the published recipe to its stop, from an earlier run. Default: train it to its stop, for minutes.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="8 or more give an interval.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn at random.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of everything drawn at random.")
 @model_options
 @format_option
 def bench_fit(

@@ -9,6 +9,7 @@ import click
 
 from icis_deploy.cli.options import NEW_PATH
 from icis_deploy.cli.output import format_option, note, print_result
+from icis_deploy.cli.parameter_types import Seed
 from icis_deploy.common.terminal_text import columns, percent
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show the whole job on rendered images.")
 @click.option("--out", type=NEW_PATH, default="demo", show_default=True, help="Folder for everything that it makes.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of classes and training.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Seed of classes and training.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is there.")
 @format_option
 def demo(out: Path, seed: int, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from icis_deploy.cli.hints import all_commands, command_line_hint
-from icis_deploy.cli.options import BUNDLE, EXISTING_FILE
+from icis_deploy.cli.options import BUNDLE, EXISTING_FILE, NEW_PATH
 from icis_deploy.cli.output import format_option, library_warnings, note, print_result
 from icis_deploy.common.terminal_text import MAX_SHOWN, columns, percent, printable
 from icis_deploy.errors import SignatureError
@@ -66,13 +66,13 @@ def apply(update: Path, bundle: Path, allow_unsigned: bool, allow_changed_answer
 @click.command(short_help="Teach a bundle a class from its descriptor, or from photos.")
 @click.argument("bundle", type=BUNDLE)
 @click.argument("name")
-@click.argument("more_images", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("more_images", metavar="", nargs=-1, type=NEW_PATH)
 @click.option("--descriptor", "descriptors", type=EXISTING_FILE, help="Descriptors, NAME's among them: .npz, .csv.")
 @click.option(
     "--images",
     multiple=True,
     metavar="IMAGE...",
-    type=click.Path(path_type=Path),
+    type=NEW_PATH,
     help="Photos of the class, 1 to 100: image files, as many as follow.",
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out photos that cannot be read, with a warning.")

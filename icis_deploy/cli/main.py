@@ -6,10 +6,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from io import StringIO
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import click
 
+from icis_deploy.__main__ import INTERRUPTED
 from icis_deploy._version import __version__
 from icis_deploy.cli.bench import bench
 from icis_deploy.cli.bench_fit import bench_fit
@@ -51,7 +53,6 @@ from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import ICISDeployError
 from icis_deploy.workbench import libraries_required
 
-INTERRUPTED = 130
 INTERNAL_ERROR = 4
 SECTIONS: Mapping[str, tuple[click.Command, ...]] = {
     "Workbench": (
@@ -137,12 +138,19 @@ def run(arguments: list[str]) -> int:
         if state.get("verbose"):
             for cause in causes_of(error):
                 note(f"Caused by {printable(cause)}")
-        if state.get("format") == "json":
+        if state.get("format", _stated_format(arguments)) == "json":
             try:
                 _print_json_error(error, exit_code, command, causes=bool(state.get("verbose")))
             except OSError:
                 drop_stdout()
         return exit_code
+
+
+def _stated_format(arguments: list[str]) -> str:
+    """Return what `--format` says where click could not take arguments apart, as with an unknown option."""
+    stated = [after for option, after in pairwise(arguments) if option == "--format"]
+    stated += [each.partition("=")[2] for each in arguments if each.startswith("--format=")]
+    return stated[-1] if stated else ""
 
 
 def _is_of_output(error: OSError) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
-from icis_deploy.runtime.sessions.choice import RUNTIME_NAMES
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, NewPath, Number, Seed
+from icis_deploy.runtime.sessions.choice import MAX_THREADS, RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from icis_deploy.api.models import ModelSource
@@ -34,8 +34,8 @@ INPUTS = InputsType(path_type=Path)
 BUNDLE = ExistingPath(
     expected="Name a bundle: the folder that `icis-deploy export` wrote.", file_okay=False, path_type=Path
 )
-NEW_PATH = click.Path(path_type=Path)
-THREADS = click.IntRange(min=1, max=1024)  # a runtime starts every thread that it is asked for
+NEW_PATH = NewPath(path_type=Path)
+THREADS = click.IntRange(min=1, max=MAX_THREADS)
 
 Command = Callable[..., None]
 
@@ -173,9 +173,9 @@ def points_as_fraction(points: float | None) -> float | None:
 
 def seed_option(function: Command) -> Command:
     """Add the option `--seed` of commands that predict rows."""
-    return click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same rows."
-    )(function)
+    return click.option("--seed", type=Seed(), default=0, show_default=True, help="The same seed, the same rows.")(
+        function
+    )
 
 
 def runtime_option(function: Command) -> Command:

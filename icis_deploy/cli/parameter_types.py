@@ -23,6 +23,16 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
             raise click.BadParameter(f"{error.message} {meant}".rstrip(), ctx, param) from None
 
 
+class NewPath(click.Path):
+    """The path of something that is written. An empty text would be the folder that the command runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, if it is not empty, as a shell's variable may be that was never set."""
+        if value == "":
+            raise click.BadParameter("The path is empty. Name a path; where a variable says it, set that.", ctx, param)
+        return super().convert(value, param, ctx)
+
+
 class ExistingPath(click.Path):
     """The path of something that is there.
 
@@ -53,4 +63,18 @@ class Number(click.FloatRange):
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             raise click.BadParameter(f"{number} is not in the range {self._describe_range()}.", ctx, param)
+        return number
+
+
+class Seed(click.IntRange):
+    """A seed: a whole number of up to 63 bits, which is more than anybody has to be told beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, if torch takes it as a seed."""
+        number = super().convert(value, param, ctx)
+        if number >= 1 << 63:
+            raise click.BadParameter(f"{number} is no seed: at most 2^63 - 1 is taken.", ctx, param)
         return number

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO
 
+from icis_deploy.common.given import check_flag
 from icis_deploy.common.syncing import BINARY, sync_descriptor, sync_folder
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ICISDeployError, StorageError, UsageError
@@ -40,16 +41,17 @@ def path_from(given: object, *, name: str) -> Path:
         name: What the caller gave it as, for the message.
 
     Raises:
-        UsageError: If it is something else.
+        UsageError: If it is something else, or no file can have it as its path: an empty text, which Python takes for
+            the folder that it runs in, or one with a null byte.
     """
-    if isinstance(given, Path):
-        return given
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
-    if isinstance(path, str):
-        return Path(path)
+    if isinstance(path, str) and path and "\0" not in path:
+        return given if isinstance(given, Path) else Path(path)
+    is_text = isinstance(path, str)
+    kind = "" if is_text else f", of type {shown(type(given).__name__)}"
     raise UsageError(
-        f"`{name}` is {shown(given)}, of type {shown(type(given).__name__)}; expected a path.",
-        found=type(given).__name__,
+        f"`{name}` is {shown(given)}{kind}; expected a path{' that a file can have' if is_text else ''}.",
+        found=shown(path) if is_text else type(given).__name__,
         expected="a path, as a text or a pathlib.Path",
         hint=f"Give `{name}` as the path of a file or folder.",
     )
@@ -252,18 +254,28 @@ def check_free(target: Path, *, overwrite: bool, makes_folders: bool = False) ->
     Args:
         target: Of a file or folder that will be written.
         overwrite: Whether what is there may be replaced.
-        makes_folders: Whether the folders above it are made where they are missing, as those of a bundle.
+        makes_folders: Whether it is a folder, such as a bundle: the folders above it are made where they are missing.
 
     Raises:
-        UsageError: If it exists and may not be replaced, or there is no folder for it.
+        UsageError: If it exists and may not be replaced, is a folder where a file is to be, there is no folder for it,
+            or `overwrite` is no truth value.
         StorageError: If nothing can be written in its folder.
     """
+    check_flag(overwrite, name="overwrite")
     # os.path and not pathlib, which raises where the system refuses to look (a name that is too long, a closed folder).
     if os.path.lexists(target) and not overwrite:
         raise UsageError(
             f"{target} already exists.",
             where=target,
             hint="Choose another path, or give `overwrite=True` to replace it.",
+        )
+    if not makes_folders and os.path.isdir(target):  # noqa: PTH112
+        raise UsageError(
+            f"{target} is a folder, where a file is to be written.",
+            found="a folder",
+            expected="a path of a file",
+            where=target,
+            hint="Name a file.",
         )
     _check_folder(os.path.dirname(os.path.abspath(target)), target, makes_folders=makes_folders)  # noqa: PTH100, PTH120
 
@@ -373,6 +385,7 @@ def _open_any(path: Path) -> IO[bytes]:
 _CURES_OF_WRITING = {
     errno.ENOENT: "Create its folder, or choose another path.",
     errno.ENOTDIR: "Choose another path: what stands above it is a file.",
+    errno.EISDIR: "Name a file: this is a folder.",
     errno.EACCES: "Choose another path, or change the permissions of its folder.",
     errno.EPERM: "Choose another path, or change the permissions of its folder.",
     errno.EROFS: "Choose a path on a disk that can be written.",

@@ -29,6 +29,11 @@ def reason_of(error: BaseException) -> str:
     return printable(whole, max_length=MAX_REASON)
 
 
+def one_line(error: BaseException) -> str:
+    """Return what a library's error says as a part of a sentence: some break their lines, and some end with a stop."""
+    return " ".join(str(error).split()).removesuffix(".")
+
+
 def shown(value: object) -> str:
     """Return one value of a file as Python writes it, as a part of one line that is not too long."""
     return printable(repr(value), max_length=MAX_SHOWN)

@@ -6,11 +6,13 @@ A class name is often an id (`n02112706`) or has the spelling of a data set (`00
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from icis_deploy.common.files import read_list
+from icis_deploy.common.files import path_from, read_list
+from icis_deploy.common.given import items, refused
 from icis_deploy.common.text_lines import split_lines
 from icis_deploy.errors import DescriptorError
 from icis_deploy.head.class_names import MAX_LIST_BYTES, quoted
@@ -62,6 +64,25 @@ def load_class_texts(path: Path) -> dict[str, tuple[str, ...]]:
             )
         texts[name] = (*texts.get(name, ()), text)
     return texts
+
+
+def texts_from(given: object) -> ClassTexts | None:
+    """Return texts by class name, read from their file where a path is given; `None` stays `None`.
+
+    Raises:
+        UsageError: If something else is given, or a class has something else than texts.
+        DescriptorError: As `load_class_texts`.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str | os.PathLike):
+        return load_class_texts(path_from(given, name="texts"))
+    if not isinstance(given, Mapping):
+        raise refused(given, "the path of a file of texts, or texts by class name", name="texts")
+    # One text is a text as a file has it: its letters are none.
+    return {
+        name: items((each,) if isinstance(each, str) else each, "texts", name="texts") for name, each in given.items()
+    }
 
 
 def texts_of(class_names: Sequence[str], known: ClassTexts | None) -> dict[str, tuple[str, ...]]:

@@ -10,11 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
 from icis_deploy.common.closest import did_you_mean
+from icis_deploy.common.given import items
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
 UNNAMED_BLOCK = "descriptors"
 """What the only block of descriptors is called that nobody divided into blocks."""
+
+_USABLE = (1e-16, 1e16)
+"""Of the greatest value of a descriptor: the sum of the squares of a million such is still a number of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,10 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         ('zebra',)
 
     Raises:
-        DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite or zero, or if the
-            values are not a matrix of real numbers with one row per name, or if a name is given twice, or if two blocks
-            have one name, or the widths of the blocks do not sum to `descriptor_dim`.
+        DescriptorError: On construction, naming the first classes whose descriptor is NaN, infinite, zero, or of values
+            so large or small that float32 computes no length of them; or if the values are not a matrix of real
+            numbers with one row per name, or if a name is given twice, or if two blocks have one name, or the widths
+            of the blocks do not sum to `descriptor_dim`.
     """
 
     values: Float32
@@ -87,7 +92,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
     """In the order of the columns; one block named `descriptors` where none are given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "class_names", items(self.class_names, "names of classes", name="class_names"))
         raw = _real_array(self.values)
         if raw.ndim != 2 or raw.shape[1] == 0:
             raise DescriptorError(
@@ -112,6 +117,11 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
             values = raw.astype(np.float32)
         self._refuse(np.logical_not(np.isfinite(values).all(axis=1)), "a NaN or infinite value in its descriptor")
         self._refuse(np.logical_not(values.any(axis=1)), "an all-zero descriptor, which describes nothing")
+        greatest = np.abs(values).max(axis=1)
+        low, high = _USABLE
+        scale = "Multiply all descriptors by one number, so that their values are near 1."
+        self._refuse(greatest > high, f"a value beyond {high:.0e}, of which float32 computes no length", hint=scale)
+        self._refuse(greatest < low, f"no value above {low:.0e}, of which float32 computes no length", hint=scale)
         object.__setattr__(self, "values", frozen_float32(raw, name="descriptors", ndim=2))
         object.__setattr__(self, "blocks", tuple(self.blocks) or (DescriptorBlock(UNNAMED_BLOCK, raw.shape[1]),))
         self._check_blocks()
@@ -135,13 +145,13 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
                 expected=self.descriptor_dim,
             )
 
-    def _refuse(self, bad: Bool, what: str) -> None:
+    def _refuse(self, bad: Bool, what: str, *, hint: str = "Correct or drop it.") -> None:
         if bad.any():
             names = [name for name, is_bad in zip(self.class_names, bad, strict=True) if is_bad]
             raise DescriptorError(
                 f"{quoted(names)} has {what}.",
                 found=tuple(names),
-                hint="Correct or drop it.",
+                hint=hint,
             )
 
     __eq__ = same_value

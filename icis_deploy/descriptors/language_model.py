@@ -174,19 +174,19 @@ def ask_about_classes(
         while asked and num_questions < MAX_QUESTIONS:
             question = question_of(asked, "\n".join(texts))
             path = folder / f"{_digest(question, model)}.txt"
-            if path.exists():
+            if os.path.exists(path):  # noqa: PTH110 - a name that is too long is none
                 answer = _kept_answer(path)
             else:
                 num_questions += 1
                 answer = _asked(question, model, folder=folder)
             described = set(described_in(answer)).intersection(asked)
             if not described:
-                if path.exists():  # somebody else's file, or one that was damaged
+                if os.path.exists(path):  # noqa: PTH110  # somebody else's file, or one that was damaged
                     path.unlink()
                 elif num_questions == MAX_QUESTIONS and len(asked) == len(batch):
                     raise _nonsense(answer, asked, model, folder)
                 continue
-            if not path.exists():
+            if not os.path.exists(path):  # noqa: PTH110
                 _keep(path, answer)
             texts.append(answer)
             asked = [name for name in asked if name not in described]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from icis_deploy.common.closest import did_you_mean
 from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
 from icis_deploy.errors import DescriptorError, UsageError
 from icis_deploy.head.class_names import quoted
@@ -44,7 +45,12 @@ def named_block(descriptors: Descriptors, name: str, class_names: Sequence[str])
 
 
 def joined_blocks(
-    class_names: Sequence[str], parts: Sequence[Descriptors], *, base: Descriptors | None, replace: bool
+    class_names: Sequence[str],
+    parts: Sequence[Descriptors],
+    *,
+    base: Descriptors | None,
+    replace: bool,
+    unused: Sequence[str] = (),
 ) -> Descriptors:
     """Return the blocks of all parts in one table, in the order of the classes.
 
@@ -53,6 +59,7 @@ def joined_blocks(
         parts: New blocks; names are unique.
         base: Blocks that there were before, which come first.
         replace: Whether a new block takes the place of one of the same name.
+        unused: Names of which sources speak and that no class has, one of which may be what a missing class is called.
 
     Raises:
         UsageError: If a block is there already and `replace` is false.
@@ -74,11 +81,12 @@ def joined_blocks(
     described = set(merged.class_names)
     missing = [name for name in class_names if name not in described]
     if missing:
+        meant = did_you_mean(missing, {*merged.class_names, *unused}.difference(class_names))
         raise DescriptorError(
             f"No source describes {quoted(missing)}.",
             found=merged.class_names,
             expected=tuple(missing),
-            hint="Describe them in one source at least, or leave them out of the classes.",
+            hint=f"{meant}Describe them in one source at least, or leave them out of the classes.",
         )
     return merged.select(class_names)
 

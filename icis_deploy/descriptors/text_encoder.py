@@ -15,6 +15,7 @@ section 3.1.4). Only a model named by its hub name is ever downloaded, and no co
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,8 +129,10 @@ def load_text_encoder(model: str) -> TextEncoder:
         ) from error
     if model == DEFAULT_MODEL:
         model = _local_copy(model) or model
-    is_folder = Path(model).is_dir()
-    if not is_folder and (Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
+    # os.path and not pathlib, which raises where a name is too long.
+    is_folder = os.path.isdir(model)  # noqa: PTH112
+    is_there = os.path.exists(model)  # noqa: PTH110
+    if not is_folder and (is_there or model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise DescriptorError(
             f"There is no folder {model}. Expected the folder of a text model (with config.json, tokenizer and "
             f"weights), or a name on the Hugging Face hub such as openai/clip-vit-base-patch32.",

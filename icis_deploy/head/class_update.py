@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, frozen_float32, same_value
-from icis_deploy.common.numbers_given import whole_number
+from icis_deploy.common.given import check_time, items, whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.arbiter import STATISTICS
@@ -133,7 +133,9 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
 
     def __post_init__(self) -> None:
         for name in ("added", "replaced", "removed"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, items(getattr(self, name), "names of classes", name=name))
+        for name in ("version", "self_test_seed"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name))
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="rows of the class update", ndim=2))
         object.__setattr__(self, "provenance", _frozen_json(self.provenance))
         self._check_names()
@@ -170,6 +172,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
                 hint="Sign it again with a smaller `version`.",
             )
         if self.expires is not None:
+            check_time(self.expires, name="expires")
             if self.expires.tzinfo is None:
                 raise IncompatibleError(
                     "The class update's expiry has no time zone; expected a time in UTC.",
@@ -228,7 +231,7 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
         )
 
     def _check_binding(self) -> None:
-        object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))
+        object.__setattr__(self, "targets", tuple(sorted(set(items(self.targets, "digests", name="targets")), key=str)))
         if len(self.targets) > MAX_TARGETS or not all(_is_sha256(target) for target in self.targets):
             raise IncompatibleError(
                 f"The class update names {len(self.targets)} targets; expected at most {MAX_TARGETS}, each as 64 "

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icis_deploy.common.archives import read_npz
+from icis_deploy.common.closest import did_you_mean_path
 from icis_deploy.common.files import open_plain, read_capped
 from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.tensor_files import MAX_HEADER_BYTES, load_tensors, read_header
@@ -135,6 +136,15 @@ def array_of_bytes(data: bytes, *, where: str) -> NDArray[Any]:
 
 
 def _no_array(where: Path | str, error: Exception) -> ImageError:
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return ImageError(
+            f"Cannot read the array {where}: {reason}.",
+            found=reason,
+            expected="an .npy file of numbers",
+            where=where,
+            hint=f"{did_you_mean_path(where) if isinstance(where, Path) else ''}Check its path and permissions.",
+        )
     return ImageError(
         f"Cannot read the array {where}: {reason_of(error)}.",
         found=reason_of(error),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from icis_deploy.common.files import open_plain
+from icis_deploy.common.files import open_plain, path_from
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import ImageError, MissingDependencyError
 
@@ -60,7 +60,7 @@ def is_uri(text: str) -> bool:
 
 def input_file(text: str | os.PathLike[str]) -> InputFile:
     """Return the file that a path or a URI names; nothing is opened."""
-    return RemoteFile(text) if isinstance(text, str) and is_uri(text) else Path(text)
+    return RemoteFile(text) if isinstance(text, str) and is_uri(text) else path_from(text, name="images")
 
 
 def file_beside(file: InputFile, name: str) -> InputFile:

@@ -118,7 +118,7 @@ def open_inputs(given: str | Path) -> InputSource:
 
 def _open_file(file: InputFile) -> InputSource:
     if file.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")) and not (
-        isinstance(file, Path) and file.is_dir()
+        isinstance(file, Path) and os.path.isdir(file)  # noqa: PTH112 - a name that is too long is none
     ):
         from icis_deploy.images.tar_files import load_tar
 
@@ -179,7 +179,8 @@ def list_images(path: InputFile) -> ListedImages:
         ImageError: If it cannot be read, lacks a column, is empty, names a file that is not there, or breaks a rule for
             folders.
     """
-    return _list_folder(path) if isinstance(path, Path) and path.is_dir() else _read_list(path)
+    is_folder = isinstance(path, Path) and os.path.isdir(path)  # noqa: PTH112 - a name that is too long is none
+    return _list_folder(path) if isinstance(path, Path) and is_folder else _read_list(path)
 
 
 def _read_list(path: InputFile) -> ListedImages:

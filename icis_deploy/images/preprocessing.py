@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from icis_deploy.common.arrays import Float32, UInt8
 from icis_deploy.common.files import path_from, read_capped
+from icis_deploy.common.given import is_real
 from icis_deploy.common.json_fields import load_strict
 from icis_deploy.common.terminal_text import printable, reason_of, shown
 from icis_deploy.errors import ImageError, IncompatibleError, LoadError
@@ -200,7 +202,7 @@ class Preprocessing:
 
     def _check_statistics(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _for_channels(getattr(self, name), self.num_channels))
+            object.__setattr__(self, name, _for_channels(getattr(self, name), self.num_channels, name=name))
         if not len(self.mean) == len(self.std) == self.num_channels:
             raise IncompatibleError(
                 f"Preprocessing has {len(self.mean)} means and {len(self.std)} deviations; {self.color} has "
@@ -208,6 +210,13 @@ class Preprocessing:
                 found=(len(self.mean), len(self.std)),
                 expected=self.num_channels,
                 hint="Give one number, or one for each channel.",
+            )
+        if not is_real(self.rescale) or not 0 < self.rescale <= float(np.finfo(np.float32).max):
+            raise IncompatibleError(
+                f"Preprocessing has rescale {shown(self.rescale)}; expected a finite number above 0.",
+                found=shown(self.rescale),
+                expected="a finite number above 0",
+                where="rescale",
             )
         with np.errstate(over="ignore", under="ignore"):  # they are used in float32
             mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
@@ -228,9 +237,11 @@ class Preprocessing:
             )
         object.__setattr__(self, "rescale", float(self.rescale))
         given: Any = self.fill
-        fill = (given,) if isinstance(given, int) else tuple(given)
+        fill = (given,) if not isinstance(given, Sequence) or isinstance(given, str | bytes) else tuple(given)
         num_colours = _NUM_CHANNELS[self.color]
-        if len(fill) not in (1, num_colours) or not all(_is_length(value + 1) and value <= 255 for value in fill):
+        if len(fill) not in (1, num_colours) or not all(
+            _is_length(value, at_least=0) and value <= 255 for value in fill
+        ):
             raise IncompatibleError(
                 f"Preprocessing has fill {printable(str(fill), max_length=40)}; expected whole numbers from 0 to 255, "
                 f"one or {num_colours}.",
@@ -423,6 +434,13 @@ _FIRST_SETTINGS = frozenset({"resize", "crop", "mean", "std", "color", "layout"}
 """What every file states (rule 1)."""
 
 
+def _made_at(where: str, settings: Mapping[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing(**settings)
+    except IncompatibleError as error:
+        raise IncompatibleError.at(where, error) from error
+
+
 def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preprocessing:
     """Return the settings that a JSON object states.
 
@@ -449,7 +467,7 @@ def preprocessing_from_json(values: Mapping[str, Any], *, where: str) -> Preproc
     try:
         if (fraction := settings.pop("crop_fraction", None)) is not None:
             settings["resize"] = _resize_of(settings["crop"], fraction, resize=settings["resize"], where=where)
-        return Preprocessing(**settings)
+        return _made_at(where, settings)
     except (TypeError, ValueError, OverflowError) as error:
         raise IncompatibleError(
             f"{where}: a preprocessing setting has the wrong type: {reason_of(error)}.",
@@ -557,8 +575,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _is_length(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_length(value: object, *, at_least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _is_size(value: object) -> bool:
@@ -571,10 +589,18 @@ def _as_size(value: object) -> Any:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
 
 
-def _for_channels(value: Any, num_channels: int) -> tuple[float, ...]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (float(value),) * num_channels
-    return tuple(float(each) for each in value)
+def _for_channels(value: Any, num_channels: int, *, name: str) -> tuple[float, ...]:
+    numbers = (value,) * num_channels if is_real(value) else value
+    if isinstance(numbers, Iterable) and all(map(is_real, numbers := tuple(numbers))):
+        with suppress(OverflowError):
+            return tuple(map(float, numbers))
+    raise IncompatibleError(
+        f"Preprocessing has {name} {shown(value)}; expected a number, or one for each channel.",
+        found=shown(value),
+        expected="a number, or one for each channel",
+        where=name,
+        hint="Take it from the model's training.",
+    )
 
 
 def _upright_size(image: Image) -> tuple[int, int]:

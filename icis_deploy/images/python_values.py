@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from icis_deploy.common.files import path_from
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ImageError, UsageError
 from icis_deploy.images.array_files import array_source, is_array_file, load_array_file, map_array
@@ -34,19 +35,22 @@ PythonInputs: TypeAlias = Any
 _EXPECTED = "paths, bytes of image files, Pillow images, arrays or tensors"
 
 
-def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, InputValue]]:
+def single_values(
+    given: PythonInputs, form: InputForm, *, on_unreadable: Callable[[ImageError], None] | None = None
+) -> Iterator[tuple[str, InputValue]]:
     """Yield inputs one by one, each with what it is called in messages.
 
     Args:
         given: One input or several; what yields them is read as it is needed.
         form: What the model takes, which tells one array from a batch of them.
+        on_unreadable: Told of a file of arrays that cannot be read, which is then left out; `None` raises instead.
 
     Raises:
         UsageError: If something is no input.
         ImageError: If a file of arrays cannot be read.
     """
     if isinstance(given, str | os.PathLike):
-        yield from _of_path(input_file(given), form)
+        yield from _of_path(input_file(given), form, on_unreadable)
         return
     value = as_array(given, form)
     if _is_table(value):
@@ -61,12 +65,23 @@ def single_values(given: PythonInputs, form: InputForm) -> Iterator[tuple[str, I
         yield "the image", value
     elif isinstance(value, Iterable) and not isinstance(value, Mapping | bytearray | memoryview):
         for index, one in enumerate(value):
-            yield from _item(one, index, form)
+            yield from _item(one, index, form, on_unreadable)
     else:
         raise _no_input(value, "the inputs")
 
 
-def _of_path(path: InputFile, form: InputForm) -> Iterator[tuple[str, InputValue]]:
+def _of_path(
+    path: InputFile, form: InputForm, on_unreadable: Callable[[ImageError], None] | None
+) -> Iterator[tuple[str, InputValue]]:
+    try:
+        yield from _in_file(path, form)
+    except ImageError as error:
+        if on_unreadable is None:
+            raise
+        on_unreadable(error)
+
+
+def _in_file(path: InputFile, form: InputForm) -> Iterator[tuple[str, InputValue]]:
     """Yield what a file holds: one image, or the inputs of a file of arrays."""
     if isinstance(path, Path) and path.suffix.lower() == ".npy":
         array = map_array(path)
@@ -80,9 +95,11 @@ def _of_path(path: InputFile, form: InputForm) -> Iterator[tuple[str, InputValue
         yield str(path), path
 
 
-def _item(one: object, index: int, form: InputForm) -> Iterator[tuple[str, InputValue]]:
+def _item(
+    one: object, index: int, form: InputForm, on_unreadable: Callable[[ImageError], None] | None
+) -> Iterator[tuple[str, InputValue]]:
     if isinstance(one, str | os.PathLike):
-        yield from _of_path(input_file(one), form)
+        yield from _of_path(input_file(one), form, on_unreadable)
         return
     value, key = as_array(one, form), f"input {index}"
     if isinstance(value, list | tuple | np.ndarray):
@@ -158,7 +175,8 @@ def source_from(given: PythonInputs, *, where: str = "the inputs") -> InputSourc
         MissingDependencyError: As `open_inputs`.
     """
     if isinstance(given, str | os.PathLike):
-        return open_inputs(given if isinstance(given, str) else Path(given))
+        path = path_from(given, name=where.strip("`"))
+        return open_inputs(given if isinstance(given, str) else path)  # a text may be a URI
     if _is_source(given):
         source: InputSource = given
         return source

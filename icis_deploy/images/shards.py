@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,10 @@ def shards_of(given: str | Path) -> tuple[InputFile, ...] | None:
         ImageError: If a folder holds files of two kinds or two splits, or lacks some that the others count.
     """
     pattern = _PATTERN.search(str(given))
-    if pattern is not None and not (isinstance(input_file(given), Path) and Path(given).exists()):
+    if pattern is not None and not (isinstance(input_file(given), Path) and os.path.exists(given)):  # noqa: PTH110
         return tuple(map(input_file, _expanded(str(given), pattern)))
     folder = input_file(given)
-    if not isinstance(folder, Path) or not folder.is_dir():
+    if not isinstance(folder, Path) or not os.path.isdir(folder):  # noqa: PTH112 - a name that is too long is none
         return None
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SHARD_SUFFIXES and path.is_file())
@@ -48,7 +49,10 @@ def shards_of(given: str | Path) -> tuple[InputFile, ...] | None:
 def is_saved_dataset(given: str | Path) -> bool:
     """Say whether a path is a folder that `datasets` of Hugging Face saved."""
     folder = input_file(given)
-    return isinstance(folder, Path) and any((folder / name).is_file() for name in SAVED_NAMES)
+    return isinstance(folder, Path) and any(
+        os.path.isfile(folder / name)  # noqa: PTH113 - a name that is too long is none
+        for name in SAVED_NAMES
+    )
 
 
 def _expanded(text: str, pattern: re.Match[str]) -> list[str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.common.numbers_given import is_real
+from icis_deploy.common.given import check_choice, check_flag, is_real
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
-from icis_deploy.injection.predictors.registry import method_named
+from icis_deploy.injection.predictors.registry import METHODS
 from icis_deploy.injection.validation.operating_point import Aim
 
 AUTO = "auto"
@@ -18,6 +19,9 @@ FALLBACK_METHOD = "ridge"
 """What `auto` takes where there are too few seen classes to compare methods on."""
 
 ARBITERS = (AUTO, "off")
+
+MAX_SEED = (1 << 63) - 1
+"""What torch takes as a seed, and every reader of a class update."""
 
 DEFAULT_MAX_SEEN_LOSS = 0.02
 """Loss of seen accuracy that is allowed where nobody says otherwise, fraction of 1."""
@@ -79,20 +83,9 @@ class InjectionOptions:
     """Seed of everything drawn at random, not negative."""
 
     def __post_init__(self) -> None:
-        if self.method != AUTO:
-            method_named(self.method)
-        if self.calibration not in CALIBRATIONS:
-            raise UsageError(
-                f"There is no calibration {self.calibration!r}; choose one of {', '.join(CALIBRATIONS)}.",
-                found=self.calibration,
-                expected=CALIBRATIONS,
-            )
-        if self.arbiter not in ARBITERS:
-            raise UsageError(
-                f"There is no arbiter {self.arbiter!r}; choose one of {', '.join(ARBITERS)}.",
-                found=self.arbiter,
-                expected=ARBITERS,
-            )
+        check_choice(self.method, (*METHODS, AUTO), what="method", name="method")
+        check_choice(self.calibration, CALIBRATIONS, what="calibration", name="calibration")
+        check_choice(self.arbiter, ARBITERS, what="arbiter", name="arbiter")
         if self.max_seen_loss is None and self.balance is None:
             object.__setattr__(self, "max_seen_loss", DEFAULT_MAX_SEEN_LOSS)
         aim_of(self)  # checks both numbers
@@ -104,11 +97,14 @@ class InjectionOptions:
                 expected="a fraction between 0 and 1",
                 hint="Give `seen_accuracy` as a fraction, or leave it out.",
             )
-        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+        check_flag(self.skip_unreadable, name="skip_unreadable")
+        is_whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if not is_whole or not 0 <= self.seed <= MAX_SEED:
             raise UsageError(
-                f"The seed is {self.seed!r}; expected a whole number that is not negative.",
-                found=self.seed,
-                expected="a whole number, at least 0",
+                f"The seed is {shown(self.seed)}; expected a whole number that is not negative, and at most 2^63 - 1.",
+                found=self.seed if is_whole else shown(self.seed),
+                expected=f"a whole number, 0 to {MAX_SEED}",
+                hint="Give another `seed`.",
             )
 
     @property

@@ -33,6 +33,7 @@ from icis_deploy.bundle.slot_files import exported_slots
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.background_call import BackgroundCall
 from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_flag
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     ICISDeployError,
@@ -452,6 +453,8 @@ class Device:
             StorageError: If the disk refuses.
             RuntimeFailureError: If the runtime fails in the self-test.
         """
+        check_flag(allow_unsigned, name="allow_unsigned")
+        check_flag(allow_changed_answers, name="allow_changed_answers")
         with self._changing:
             self._follow()
             return self._opened.updater.apply(
@@ -511,6 +514,8 @@ class Device:
         from icis_deploy.runtime.teach import teach_by_photos, teach_described
 
         check_unique((class_name,))
+        check_flag(skip_unreadable, name="skip_unreadable")
+        check_flag(allow_changed_answers, name="allow_changed_answers")
         with self._changing:
             self._follow()
             if images is None:
@@ -541,6 +546,7 @@ class Device:
             SignatureError: If it would bring back classes of such a key, and that is not allowed.
             SelfTestError, StorageError, RuntimeFailureError: As `apply`; the device keeps the state it had.
         """
+        check_flag(allow_revoked, name="allow_revoked")
         with self._changing:
             self._follow()
             return self._opened.updater.rollback(allow_revoked=allow_revoked)
@@ -670,7 +676,8 @@ class Device:
 
 def _checked_top(top: object) -> int:
     """Return how many classes are asked for, which may be a whole number of any library."""
-    number = top.__index__() if isinstance(top, SupportsIndex) else None
+    # A class has the methods of its values, and cannot be asked.
+    number = top.__index__() if isinstance(top, SupportsIndex) and not isinstance(top, type) else None
     if number is None or number < 1:
         raise UsageError(
             f"top is {shown(top)}; at least one class must be asked for, by a whole number.",

@@ -17,13 +17,13 @@ import base64
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from icis_deploy.common.files import path_from
-from icis_deploy.common.numbers_given import check_number
+from icis_deploy.common.given import check_number, items
 from icis_deploy.common.terminal_text import printable, reason_of, shown
 from icis_deploy.errors import MissingDependencyError, SignatureError, UsageError
 from icis_deploy.updates.signing import Secret, load_private_key, load_public_key
@@ -93,11 +93,8 @@ class SigningCommand:
     """How long it may take, in seconds: a token may wait for somebody to touch it."""
 
     def __post_init__(self) -> None:
-        # Of one text each character would be an argument, and the first of them the program.
-        parts = (
-            () if isinstance(self.command, str | bytes) or not isinstance(self.command, Iterable) else (*self.command,)
-        )
-        if not parts or not all(isinstance(part, str | os.PathLike) for part in parts):
+        parts = items(self.command, "a program and its arguments", name="command")
+        if not all(isinstance(part, str | os.PathLike) for part in parts):
             raise UsageError(
                 f"`command` is {shown(self.command)}; expected a list of texts: a program and its arguments.",
                 found=shown(self.command),

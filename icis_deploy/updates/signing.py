@@ -20,9 +20,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from icis_deploy.common.files import path_from, read_plain, write_failure, write_file
+from icis_deploy.common.files import check_free, path_from, read_plain, write_failure, write_file
+from icis_deploy.common.given import whole_number
 from icis_deploy.common.json_fields import json_from_time
-from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     CorruptFileError,
@@ -151,11 +151,12 @@ def keygen(path: Path, *, passphrase: str | None = None) -> KeyPair:
     return KeyPair(private_path=path, public_path=public_path, key_id=public_key.keyid)
 
 
-def _passphrase_bytes(passphrase: str) -> bytes:
-    if not isinstance(passphrase, str):
+def _passphrase_bytes(passphrase: object) -> bytes:
+    if not isinstance(passphrase, str):  # not shown: whatever it is, somebody keeps it secret
+        kind = type(passphrase).__name__
         raise UsageError(
-            f"The passphrase is of type {type(passphrase).__name__}; expected a text.",
-            found=type(passphrase).__name__,
+            f"`passphrase` is of type {kind}; expected a text.",
+            found=kind,
             expected="a text",
             hint="Give `passphrase` as a text.",
         )
@@ -177,6 +178,7 @@ def _check_absent(path: Path, why: str) -> None:
             where=path,
             hint="Choose another path.",
         )
+    check_free(path, overwrite=True)  # that it has a folder
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -25,6 +25,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from icis_deploy.common.given import whole_number
 from icis_deploy.common.json_fields import (
     integer_from_json,
     json_from_time,
@@ -32,7 +33,6 @@ from icis_deploy.common.json_fields import (
     names_from_json,
     time_from_json,
 )
-from icis_deploy.common.numbers_given import whole_number
 from icis_deploy.common.terminal_text import reason_of
 from icis_deploy.errors import CorruptFileError, ICISDeployError, IncompatibleError, SignatureError
 from icis_deploy.head.class_update import MAX_VERSION

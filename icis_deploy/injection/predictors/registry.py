@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Float32
-from icis_deploy.errors import MissingDependencyError, UsageError
+from icis_deploy.common.given import check_choice
+from icis_deploy.errors import MissingDependencyError
 from icis_deploy.injection.predictors.mixtures import (
     average_weights,
     costa_weights,
@@ -84,12 +85,7 @@ def method_named(name: str) -> Method:
     Raises:
         UsageError: If there is none of that name.
     """
-    if name not in METHODS:
-        raise UsageError(
-            f"There is no method {name!r}; choose one of {', '.join(METHODS)}, or auto.",
-            found=name,
-            expected=(*METHODS, "auto"),
-        )
+    check_choice(name, (*METHODS, "auto"), what="method", name="method")
     return METHODS[name]
 
 

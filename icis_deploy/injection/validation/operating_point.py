@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icis_deploy.common.arrays import Bool, Float32, Float64
-from icis_deploy.common.numbers_given import is_real
+from icis_deploy.common.given import is_real
 from icis_deploy.errors import UsageError
 from icis_deploy.injection.validation.cross_validation import Outcomes
 

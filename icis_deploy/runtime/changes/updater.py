@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from icis_deploy.bundle.arbiter_constants import ArbiterConstants
 from icis_deploy.bundle.manifest import Bundle, known_names
 from icis_deploy.common.arrays import Float32
+from icis_deploy.common.files import path_from
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
     BundleError,
@@ -185,7 +186,7 @@ class Updater:
         if isinstance(update, bytes | bytearray | memoryview):
             data = bytes(update)  # which nobody can change while they are verified
         elif isinstance(update, str | os.PathLike):
-            data = self._store.read_update(Path(update), limit)
+            data = self._store.read_update(path_from(update, name="update"), limit)
         else:
             from icis_deploy.head.class_update import ClassUpdate
             from icis_deploy.updates.envelope import envelope_of, serialize_envelope

@@ -31,12 +31,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from icis_deploy.common.files import path_from
+from icis_deploy.common.given import check_choice, check_flag, whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from icis_deploy.bundle.manifest import Bundle
     from icis_deploy.runtime.sessions.protocol import Session
+
+MAX_THREADS = 1024
+"""A runtime starts every thread that it is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +75,25 @@ class Runtime:
     """Of an engine: whether requests replay captured graphs, which saves the CPU the launch of each kernel."""
 
     def __post_init__(self) -> None:
-        if self.name not in RUNTIME_NAMES:
-            raise UsageError(
-                f"There is no runtime {self.name!r}; choose one of {', '.join(RUNTIME_NAMES)}.",
-                found=self.name,
-                expected=RUNTIME_NAMES,
-            )
-        for what, number in (("threads", self.num_threads), ("streams", self.num_streams)):
-            if number is not None and number < 1:
+        check_choice(self.name, RUNTIME_NAMES, what="runtime", name="runtime")
+        for what in ("threads", "streams"):
+            name = f"num_{what}"
+            given = getattr(self, name)
+            if given is None and what == "threads":
+                continue
+            number = whole_number(given, name=name)
+            object.__setattr__(self, name, number)
+            if not 1 <= number <= MAX_THREADS:
                 raise UsageError(
-                    f"{number} {what} were asked for; expected at least 1.",
+                    f"{number} {what} were asked for; expected at least 1, and at most {MAX_THREADS}.",
                     found=number,
-                    expected="at least 1",
+                    expected=f"1 to {MAX_THREADS}",
                     where=what,
+                    hint=f"Give another `{name}`.",
                 )
+        check_flag(self.cuda_graph, name="cuda_graph")
+        if self.cache_folder is not None:
+            path_from(self.cache_folder, name="cache_folder")
         for setting, is_given, owners in (
             ("num_streams", self.num_streams != 1, STREAM_RUNTIMES),
             ("cuda_graph", self.cuda_graph, ENGINE_RUNTIMES),

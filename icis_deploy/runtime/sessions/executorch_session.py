@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedSidecar
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, UsageError
 from icis_deploy.runtime.sessions.interpreter_session import InterpreterSession, load_converted_sidecar
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
@@ -57,8 +58,8 @@ def load_executorch_session(folder: Path, bundle: Bundle, *, num_threads: int | 
                 return ExecuTorchInterpreter(torch, program, sidecar)
         except Exception as error:  # ExecuTorch raises RuntimeError, with a number of its own
             raise ModelLoadError(
-                f"ExecuTorch cannot load the model {path}: {error}.",
-                found=str(error),
+                f"ExecuTorch cannot load the model {path}: {one_line(error)}.",
+                found=one_line(error),
                 where=path,
                 hint="Convert it again.",
             ) from error

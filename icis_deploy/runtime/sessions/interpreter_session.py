@@ -36,6 +36,7 @@ from icis_deploy.bundle.manifest import (
 )
 from icis_deploy.common.arrays import Float32, Images
 from icis_deploy.common.files import read_plain
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import BundleError, IncompatibleError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches
 from icis_deploy.runtime.sessions.host_choice import choice_of
@@ -124,7 +125,7 @@ class InterpreterSession:
                 held = lent.interpreter.read_slots()
             except Exception as error:
                 raise RuntimeFailureError(
-                    f"{self._library} could not read its slots back: {error}", found=str(error)
+                    f"{self._library} could not read its slots back: {one_line(error)}.", found=one_line(error)
                 ) from error
         return SlotContents(held[SLOT_WEIGHT], held[SLOT_BIAS], held.get(SLOT_ARBITER))
 
@@ -164,7 +165,7 @@ class InterpreterSession:
                     lent.hold(slots)
                 return lent.interpreter.run(np.ascontiguousarray(images), names)
             except Exception as error:  # each runtime has types of its own; this is the one call into it
-                raise self._refusal(images, str(error)) from error
+                raise self._refusal(images, one_line(error)) from error
 
     def _nothing(self, tensor: ConvertedTensor) -> NDArray[Any]:
         return np.empty((0, *tensor.shape[1:]), dtype=tensor.dtype)
@@ -173,7 +174,7 @@ class InterpreterSession:
         expected = self._image.shape
         return RuntimeFailureError(
             f"{self._library} could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
-            f"expects {expected} and {self._dtype}: {reason}",
+            f"expects {expected} and {self._dtype}: {reason}.",
             found=(images.shape, str(images.dtype)),
             expected=(expected, str(self._dtype)),
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedSidecar, ConvertedTensor
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError
 from icis_deploy.runtime.sessions.interpreter_session import InterpreterSession, load_converted_sidecar
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
@@ -51,7 +52,10 @@ def load_litert_session(folder: Path, bundle: Bundle, *, num_threads: int | None
             return LiteRTInterpreter(interpreter, sidecar)
         except Exception as error:  # LiteRT raises ValueError and RuntimeError
             raise ModelLoadError(
-                f"LiteRT cannot load the model {path}: {error}.", found=str(error), where=path, hint="Convert it again."
+                f"LiteRT cannot load the model {path}: {one_line(error)}.",
+                found=one_line(error),
+                where=path,
+                hint="Convert it again.",
             ) from error
 
     session = InterpreterSession(make, sidecar, bundle, library="LiteRT")

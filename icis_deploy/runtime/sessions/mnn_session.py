@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES, ConvertedSidecar
 from icis_deploy.bundle.manifest import Bundle
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError
 from icis_deploy.runtime.sessions.interpreter_session import InterpreterSession, load_converted_sidecar
 from icis_deploy.runtime.sessions.native_output import printing_to_stderr
@@ -50,7 +51,10 @@ def load_mnn_session(folder: Path, bundle: Bundle, *, num_threads: int | None = 
             )
     except Exception as error:  # MNN raises SystemError, RuntimeError and others
         raise ModelLoadError(
-            f"MNN cannot load the model {path}: {error}.", found=str(error), where=path, hint="Convert it again."
+            f"MNN cannot load the model {path}: {one_line(error)}.",
+            found=one_line(error),
+            where=path,
+            hint="Convert it again.",
         ) from error
     return InterpreterSession(lambda: MNNInterpreter(mnn, module.clone(), sidecar), sidecar, bundle, library="MNN")
 

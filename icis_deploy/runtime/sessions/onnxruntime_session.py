@@ -16,6 +16,7 @@ from icis_deploy.bundle.manifest import (
     TOP_PROBABILITIES,
 )
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import (
     MissingDependencyError,
     ModelLoadError,
@@ -108,8 +109,8 @@ class ONNXRuntimeSession:
             return SlotContents(slots.weight.numpy(), slots.bias.numpy(), arbiter)
         except Exception as error:  # see _fetch
             raise RuntimeFailureError(
-                f"ONNX Runtime could not copy slots back from {self._slots_memory}: {error}",
-                found=str(error),
+                f"ONNX Runtime could not copy slots back from {self._slots_memory}: {one_line(error)}.",
+                found=one_line(error),
                 where=self._slots_memory,
             ) from error
 
@@ -142,7 +143,7 @@ class ONNXRuntimeSession:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types; this is the one call into it
             raise RuntimeFailureError(
                 f"ONNX Runtime could not run the model on an input of shape {images.shape} and type {images.dtype}; "
-                f"it expects {self._input_shape} and {self._input_type}: {error}",
+                f"it expects {self._input_shape} and {self._input_type}: {one_line(error)}.",
                 found=(images.shape, str(images.dtype)),
                 expected=(self._input_shape, self._input_type),
             ) from error
@@ -154,8 +155,8 @@ class ONNXRuntimeSession:
             return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._slots_memory, 0)
         except Exception as error:  # see _fetch
             raise RuntimeFailureError(
-                f"ONNX Runtime could not copy slots to {self._slots_memory}: {error}",
-                found=str(error),
+                f"ONNX Runtime could not copy slots to {self._slots_memory}: {one_line(error)}.",
+                found=one_line(error),
                 where=self._slots_memory,
             ) from error
 
@@ -200,8 +201,8 @@ def load_session(
     except Exception as error:  # see ONNXRuntimeSession.run
         where = "" if isinstance(model, bytes) else f" {model}"
         raise ModelLoadError(
-            f"ONNX Runtime cannot load the model{where}: {error}",
-            found=str(error),
+            f"ONNX Runtime cannot load the model{where}: {one_line(error)}.",
+            found=one_line(error),
             hint=(
                 "Copy the bundle again; where the message speaks of an opset or IR version, install a "
                 "newer onnxruntime."

@@ -23,6 +23,7 @@ from icis_deploy.bundle.manifest import (
     TOP_PROBABILITIES,
 )
 from icis_deploy.common.arrays import Float32, Images
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError, RuntimeFailureError
 from icis_deploy.runtime.sessions.fixed_batch import fetch_in_batches, fixed_batch_of
 from icis_deploy.runtime.sessions.pools import ResourcePool
@@ -122,14 +123,14 @@ class OpenVINOSession:
             try:
                 outputs = request.infer({self._input_name: images, **given}, share_inputs=True, share_outputs=True)
             except Exception as error:  # OpenVINO raises RuntimeError for everything
-                raise self._refusal(images, str(error)) from error
+                raise self._refusal(images, one_line(error)) from error
             # The request's own memory, which its next run writes to: so these are copies.
             return [np.array(outputs[self._outputs[name]]) for name in names]
 
     def _refusal(self, images: Images, reason: str) -> RuntimeFailureError:
         return RuntimeFailureError(
             f"OpenVINO could not run the model on an input of shape {images.shape} and type {images.dtype}; it "
-            f"expects {self._input_shape} and {self._input_dtype}: {reason}",
+            f"expects {self._input_shape} and {self._input_dtype}: {reason}.",
             found=(images.shape, str(images.dtype)),
             expected=(self._input_shape, str(self._input_dtype)),
         )
@@ -170,8 +171,8 @@ def load_openvino_session(model: Path, *, num_threads: int | None = None, num_st
         compiled = core.compile_model(network, "CPU", settings)
     except Exception as error:  # see OpenVINOSession.run
         raise ModelLoadError(
-            f"OpenVINO cannot load the model {model}: {error}",
-            found=str(error),
+            f"OpenVINO cannot load the model {model}: {one_line(error)}.",
+            found=one_line(error),
             where=model,
             hint="Copy the bundle again, or use `runtime='onnxruntime'`.",
         ) from error

@@ -18,6 +18,7 @@ from typing import Any
 
 from icis_deploy.bundle.converted_sidecar import CONVERTED_FILES
 from icis_deploy.bundle.manifest import Bundle
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError, ModelLoadError
 from icis_deploy.runtime.sessions.interpreter_session import load_converted_sidecar
 from icis_deploy.runtime.sessions.onnxruntime_session import ONNXRuntimeSession, load_session, session_options
@@ -70,7 +71,7 @@ def _npu_session(path: Path) -> ONNXRuntimeSession:
         return ONNXRuntimeSession(onnxruntime.InferenceSession(str(path), options))
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
         raise ModelLoadError(
-            f"The NPU's compiler cannot load {path}: {error}", found=str(error), where=path, hint=_HINT
+            f"The NPU's compiler cannot load {path}: {one_line(error)}.", found=one_line(error), where=path, hint=_HINT
         ) from error
 
 
@@ -90,8 +91,8 @@ def _npu_devices() -> tuple[Any, tuple[Any, ...]]:
         onnxruntime.register_execution_provider_library(QNN_PROVIDER, onnxruntime_qnn.get_library_path())
     except Exception as error:  # as above
         raise MissingDependencyError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load its QNN provider: {error}",
-            found=str(error),
+            f"ONNX Runtime {onnxruntime.__version__} cannot load its QNN provider: {one_line(error)}.",
+            found=one_line(error),
             hint=_HINT,
         ) from error
     npu = onnxruntime.OrtHardwareDeviceType.NPU

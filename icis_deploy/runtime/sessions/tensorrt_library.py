@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from icis_deploy.common.terminal_text import one_line
 from icis_deploy.errors import MissingDependencyError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -29,8 +30,8 @@ def load_tensorrt(runtime: str) -> Any:
         module = import_module(MODULES[runtime])
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
         raise MissingDependencyError(
-            f"The runtime {runtime!r} cannot be imported ({error}).",
-            found=str(error),
+            f"The runtime {runtime!r} cannot be imported ({one_line(error)}).",
+            found=one_line(error),
             where=MODULES[runtime],
             hint=f"Install it: {_INSTALL[runtime]}.",
         ) from error

@@ -283,7 +283,7 @@ def _finite_vector(descriptor: ArrayLike, width: int, class_name: str, *, block:
     try:
         with np.errstate(over="ignore"):  # what no float32 holds is infinite, and refused below
             vector = np.asarray(descriptor, dtype=np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DescriptorError(
             f"The descriptor of {class_name!r}{where} is no vector of numbers: {error}.",
             found=str(error),

@@ -81,15 +81,17 @@ def load_photos(images: PythonInputs, form: InputForm, *, skip_unreadable: bool)
         UsageError: If there is no photo, or more than `MAX_PHOTOS`, or the bundle does not state its preprocessing.
         ImageError: If one cannot be read, or none can.
     """
-    given = list(islice(single_values(images, form), MAX_PHOTOS + 1))
-    if not 1 <= len(given) <= MAX_PHOTOS:
+    problems: list[str] = []
+    on_unreadable = (lambda error: problems.append(error.what)) if skip_unreadable else None
+    given = list(islice(single_values(images, form, on_unreadable=on_unreadable), MAX_PHOTOS + 1))
+    num_given = len(given) + len(problems)
+    if not num_given or len(given) > MAX_PHOTOS:
         raise UsageError(
             f"A class is taught by 1 to {MAX_PHOTOS} photos; found {'more' if given else 'none'}.",
             found="more" if given else 0,
             expected=f"1 to {MAX_PHOTOS}",
             hint="Give some of them in `images`: twenty say nearly all.",
         )
-    problems: list[str] = []
     found: dict[str, tuple[str, Images]] = {}
     for name, value in given:
         try:
@@ -106,7 +108,7 @@ def load_photos(images: PythonInputs, form: InputForm, *, skip_unreadable: bool)
             found[digest] = name, photo
     if not found:
         raise ImageError(
-            f"None of the {len(given)} photos can be read: {problems[0]}",
+            f"None of the {num_given} photos can be read: {problems[0]}",
             found=tuple(problems[:_MAX_NAMED]),
             expected="images that Pillow can read",
             hint="Check the first of them by itself.",

@@ -150,6 +150,16 @@ def test_a_class_that_no_source_describes_is_refused(answers):
         describe(["okapi", "zebra", "horse"], tags=answers)
 
 
+def test_a_class_that_a_source_calls_otherwise_is_refused_with_that_name(tmp_path):
+    tags = {"okapi": ["striped"], "horse": ["striped"], "Zebras": ["striped"]}
+    answers = tmp_path / "answers.txt"
+    answers.write_text("okapi: striped, hoofed\nhorse: hoofed, striped\nzebras: striped, hoofed\n")
+    attributes = icis_deploy.Descriptors(values=[[1, 0], [0, 1], [1, 1]], class_names=tuple(tags))
+    for source in ({"tags": tags}, {"tags": answers}, {"attributes": attributes}):
+        with pytest.raises(DescriptorError, match=r"^No source describes 'zebra'\. Did you mean '[Zz]ebras'\? D"):
+            describe(["okapi", "horse", "zebra"], **source)
+
+
 def test_words_of_one_class_alone_are_refused():
     with pytest.raises(DescriptorError, match="Each of the 2 words of the tags is used by one class alone"):
         describe(["okapi", "zebra"], tags={"okapi": ("brown",), "zebra": ("white",)})

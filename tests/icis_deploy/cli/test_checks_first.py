@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.bench import bench as benchmark
 from exporters.loading import models
 from icis_deploy.cli.main import run
 from icis_deploy.runtime import device
@@ -128,6 +129,19 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(wrong, wrong_files, tiny
 
     assert loads == []
     assert {path: path.stat().st_mtime_ns for path in sorted(wrong_files.rglob("*"))} == before
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_a_runtime_that_is_not_there_is_said_before_the_original_is_loaded(
+    command, wrong_files, tiny_project, loads, monkeypatch, capsys
+):
+    monkeypatch.setattr(benchmark, "onnx_file", lambda *_: loads.append("onnx_file"))
+    arguments = [command, str(wrong_files / "bundle"), "--against", str(tiny_project.model), "--runtime", "tensorrt"]
+
+    assert run(arguments) in {3, 5}  # the bundle holds no engine, and this machine has perhaps no TensorRT
+
+    assert "tensorrt" in capsys.readouterr().err.lower()
+    assert loads == ["open_session"]
 
 
 def test_a_load_would_be_counted(wrong_files, tiny_project, loads):

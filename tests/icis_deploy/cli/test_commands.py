@@ -595,6 +595,15 @@ def test_json_errors_are_on_stdout_as_well(tmp_path: Path, capsys: pytest.Captur
     assert captured.err.startswith("Error: ")
 
 
+@pytest.mark.parametrize("stated", [["--format", "json"], ["--format=json"]], ids=["two words", "one word"])
+def test_an_unknown_option_is_told_as_json_too(stated: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "none.onnx", "--clases", "list.txt", *stated]) == 2
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["status"], result["error"]["exit_code"]) == ("error", 2)
+    assert "--clases" in result["error"]["message"]
+
+
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["injekt"]) == 2
     assert "injekt" in capsys.readouterr().err

@@ -2,7 +2,7 @@ import click
 import pytest
 
 from icis_deploy.cli.main import cli, run
-from icis_deploy.cli.parameter_types import Choice, ExistingPath, Number
+from icis_deploy.cli.parameter_types import Choice, ExistingPath, NewPath, Number
 
 
 def test_a_word_is_taken_and_of_another_the_closest_is_named():
@@ -55,3 +55,29 @@ def test_a_command_says_what_was_probably_meant(tmp_path, capsys):
 
     said = " ".join(capsys.readouterr().err.split())
     assert f"Name a bundle: the folder that `icis-deploy export` wrote. Did you mean '{tmp_path}/bundle'?" in said
+
+
+def test_no_option_takes_an_empty_text_for_a_path():
+    for command in cli.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path) and not parameter.type.exists:
+                assert isinstance(parameter.type, NewPath), f"{command.name} {parameter.name}"
+
+
+@pytest.mark.parametrize("option", ["--out", "--logs"])
+def test_an_empty_path_is_refused_and_nothing_is_written_here(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").mkdir()
+
+    assert run(["bench", "bundle", option, ""]) == 2
+
+    assert f"'{option}': The path is empty. Name a path; where a variable says it" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_seed_that_torch_does_not_take_is_refused_by_every_command(capsys):
+    with_seed = [name for name, command in cli.commands.items() if any(each.name == "seed" for each in command.params)]
+    assert len(with_seed) >= 4
+    for name in with_seed:
+        assert run([name, "--seed", str(1 << 63)]) == 2
+        assert "is no seed: at most 2^63 - 1 is taken" in capsys.readouterr().err, name

@@ -188,6 +188,24 @@ def test_an_unreadable_photo_is_refused_or_left_out(
     assert "classes.txt is not an image" in result["warnings"][0]
 
 
+def test_an_unreadable_array_among_photos_is_refused_or_left_out(
+    photo_bundle: Path, tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    mixed = [*photos(tiny_project, "class41"), str(tmp_path / "cut.npy"), str(tmp_path / "cot.npy")]
+    assert run(["teach", str(photo_bundle), "eland", "--images", *mixed[:2]]) == 3
+    assert "Cannot read the array" in capsys.readouterr().err
+    assert run(["teach", str(photo_bundle), "eland", "--images", mixed[2]]) == 3
+    assert f"cot.npy: No such file or directory. Did you mean '{mixed[1]}'?" in capsys.readouterr().err
+    code, result = run_json(["teach", str(photo_bundle), "eland", "--skip-unreadable", "--images", *mixed], capsys)
+    assert (code, len(result["entry"]["photos_sha256"])) == (0, 1)
+    assert sum("Cannot read the array" in warning for warning in result["warnings"]) == 2
+    none = ["teach", str(photo_bundle), "kudu", "--skip-unreadable", "--images", *mixed[1:]]
+    assert run(none) == 3
+    assert "None of the 2 photos can be read: Cannot read the array" in capsys.readouterr().err
+
+
 def test_teaching_needs_something_to_be_taught_by(
     photo_bundle: Path, tiny_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -413,6 +413,12 @@ def test_an_impossible_folder_is_refused(tmp_path, name, error, message):
 # --- check_free, read_capped, sha256_of_file ----------------------------------------------------------------------
 
 
+def test_a_folder_is_no_place_for_a_file_even_where_it_may_be_replaced(tmp_path):
+    with pytest.raises(UsageError, match=r" is a folder, where a file is to be written\. Name a file\.$"):
+        check_free(tmp_path, overwrite=True)
+    check_free(tmp_path, overwrite=True, makes_folders=True)
+
+
 def test_a_free_place_is_free_and_a_taken_one_only_with_overwrite(old_file):
     check_free(old_file.with_name("other"), overwrite=False)
     check_free(old_file, overwrite=True)

@@ -70,6 +70,8 @@ def test_selecting_a_class_twice_is_refused(descriptors):
         ([[0, 0], [1, 1]], r"'ant' has an all-zero descriptor, which describes nothing\. Correct or drop it\."),
         ([[1e-60, -1e-60], [1, 1]], r"'ant' has an all-zero descriptor"),
         ([[0, 0], [0, 0]], r"'ant', 'bee' has an all-zero descriptor"),
+        ([[1, 1e30], [1, 1]], r"'ant' has a value beyond 1e\+16, of which .* Multiply all descriptors by one number"),
+        ([[1e-30, 0], [1e-20, 1e-20]], r"'ant', 'bee' has no value above 1e-16, of which .* Multiply all"),
         ([1, 2], r"The descriptors have shape \(2,\); expected \(num_classes, descriptor_dim\)"),
         (np.zeros((2, 0)), r"The descriptors have shape \(2, 0\)"),
         ([[1, 2], [3]], r"The descriptors are no matrix: .* Expected one vector of the same width for every class\."),

@@ -201,8 +201,8 @@ def test_a_missing_solver_is_named_with_the_command_that_installs_it(monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "no method 'magic'; choose one of icis, "),
-        ({"calibration": "magic"}, "no calibration 'magic'; choose one of auto, length, none"),
+        ({"method": "magic"}, "no method 'magic'; choose among icis, "),
+        ({"calibration": "magic"}, "no calibration 'magic'; choose among auto, length, none"),
         ({"balance": 1.0}, "balance is 1.0; expected a number between 0"),
         ({"seen_accuracy": 88.4}, "seen accuracy is 88.4; expected a fraction"),
         ({"seed": -1}, "seed is -1"),

@@ -203,5 +203,5 @@ def test_a_budget_and_a_balance_exclude_each_other():
         InjectionOptions(max_seen_loss=0.02, balance=0.5)
     with pytest.raises(UsageError, match=r"is 2; expected a fraction between 0 and 1, such as 0\.02 for 2"):
         InjectionOptions(max_seen_loss=2)
-    with pytest.raises(UsageError, match="no arbiter 'on'; choose one of auto, off"):
+    with pytest.raises(UsageError, match="no arbiter 'on'; choose among auto, off"):
         InjectionOptions(arbiter="on")

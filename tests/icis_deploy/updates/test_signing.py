@@ -80,8 +80,13 @@ def test_a_key_needs_a_name_of_a_file(tmp_path, monkeypatch):
 
 
 def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    with pytest.raises(StorageError, match=r"Could not write the private key .*No such file or directory"):
-        keygen(tmp_path / "missing" / "key")
+    update = tmp_path / "new.icis"
+    save_update(make_update("okapi"), update)
+    key = keygen(tmp_path / "signer").private_path
+    before = sorted(tmp_path.iterdir())
+    for make in (keygen, lambda path: sign(update, key, out=path, version=1)):
+        with pytest.raises(UsageError, match=r"key cannot be written: there is no folder .*missing\. Create"):
+            make(tmp_path / "missing" / "key")
 
     def refuse(path, data):
         raise StorageError("no room for the public half")
@@ -89,7 +94,7 @@ def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("icis_deploy.updates.signing.write_file", refuse)
     with pytest.raises(StorageError, match="no room"):
         keygen(tmp_path / "key")
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_key_that_appears_meanwhile_is_not_overwritten(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_every_method_gives_finite_rows_whatever_is_asked_with_them(method):
 
 
 def test_an_unknown_method_is_refused_with_those_that_there_are():
-    with pytest.raises(UsageError, match=r"'magic'; choose one of icis, icis-centred, ridge, .*, or auto"):
+    with pytest.raises(UsageError, match=r"'magic'; choose among icis, icis-centred, ridge, .*, auto"):
         method_named("magic")
 
 

@@ -89,11 +89,10 @@ def test_keys_that_the_disk_does_not_give_refuse_an_update(name, message, bundle
     assert device.classes() == ("cat", "dog", "owl")
 
 
-@pytest.mark.parametrize("path", ["missing.icis", "with a \0 byte"])
-def test_an_update_that_cannot_be_read_is_named(path, bundle_folder):
+def test_an_update_that_cannot_be_read_is_named(bundle_folder):
     with pytest.raises(LoadError, match="Cannot read the class update") as raised:
-        Device.open(bundle_folder).apply(path)
-    assert raised.value.where == Path(path)
+        Device.open(bundle_folder).apply("missing.icis")
+    assert raised.value.where == Path("missing.icis")
 
 
 def test_a_bundle_that_was_moved_away_takes_no_change(bundle_folder, signed):
