@@ -76,8 +76,8 @@ class SimulatedDevice:
         first = len(self.bundle.class_names)
         origins = origins_after_update(
             before.current.origins,
-            written=[first + slot for slot, name in enumerate(table.class_names) if name in update.class_names],
-            kept=(*range(first), *(first + int(slot) for slot in table.filled)),
+            written=[first + table.slot_of[name] for name in update.class_names],
+            after=(*self.bundle.class_names, *table.class_names),
             signed_by=verified.signed_by,
         )
         self.journal = rules.after_update(before, entry, state_after_update(before, update, None, origins=origins))

@@ -267,7 +267,7 @@ def test_what_is_no_key_is_named_by_its_parameter(wrong, update, keys):
         with pytest.raises(UsageError, match=f"^`{name}` is "):
             call()
     if wrong is not None:
-        with pytest.raises(UsageError, match=r"^The passphrase is of type .*; expected a text"):
+        with pytest.raises(UsageError, match=r"^`passphrase` is of type .*; expected a text"):
             keygen(keys.private_path.with_name("other"), passphrase=wrong)
 
 
