@@ -430,6 +430,27 @@ static int key_id(const uint8_t key[ICIS_KEY_BYTES], char out[65]) {
     return 1;
 }
 
+/* Whether a key is one of the points whose order divides eight, in any encoding: everybody can sign with it. */
+static int is_of_small_order(const uint8_t key[ICIS_KEY_BYTES]) {
+    static const uint8_t order_8[2][ICIS_KEY_BYTES] = {
+        {0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0,
+         0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05},
+        {0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f,
+         0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a},
+    };
+    uint8_t y[ICIS_KEY_BYTES];
+    int all_zero = 1, all_ones = 1;
+    memcpy(y, key, ICIS_KEY_BYTES);
+    y[ICIS_KEY_BYTES - 1] &= 0x7f; /* the sign of x */
+    for (size_t index = 1; index < ICIS_KEY_BYTES; index++) {
+        all_zero &= y[index] == 0;
+        all_ones &= y[index] == (index + 1 == ICIS_KEY_BYTES ? 0x7f : 0xff);
+    }
+    if (all_zero) return y[0] <= 1;
+    if (all_ones) return y[0] >= 0xec && y[0] <= 0xee; /* -1, and 0 and 1 once more, as 2^255 - 19 is the field */
+    return memcmp(y, order_8[0], ICIS_KEY_BYTES) == 0 || memcmp(y, order_8[1], ICIS_KEY_BYTES) == 0;
+}
+
 /* Whether a signature by a key fits; -1 where libcrypto fails. */
 static int signature_fits(const uint8_t key[ICIS_KEY_BYTES], const uint8_t *signature, size_t signature_size,
                           const uint8_t *message, size_t size) {
@@ -525,7 +546,7 @@ static icis_status check_signatures(const icis_device *device, json *reader, con
         for (size_t index = 0; index < device->num_keys && !fits; index++) {
             char trusted[65];
             if (!key_id(device->keys[index], trusted)) return ICIS_FAULT;
-            if (!text_is(id, trusted, 64)) continue;
+            if (!text_is(id, trusted, 64) || is_of_small_order(device->keys[index])) continue;
             int outcome = signature_fits(device->keys[index], signature, (size_t)size, message, message_size);
             if (outcome < 0) return ICIS_FAULT;
             if (outcome) {

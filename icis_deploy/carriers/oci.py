@@ -433,8 +433,11 @@ def files_of_bundle(folder: Path) -> dict[str, Path]:
 
 
 def _is_state(title: str) -> bool:
-    """Say whether a file is of a device's state, also where a file system takes upper and lower case for the same."""
-    return title.partition("/")[0].lower() == _STATE
+    """Say whether a file is of a device's state, also where a file system takes upper and lower case for the same.
+
+    Windows takes a name with points at its end for the one without them.
+    """
+    return title.partition("/")[0].lower().rstrip(".") == _STATE
 
 
 def _described(data: bytes, media_type: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ export async function publicKeyFromPem(text) {
 
 // Whether a key is one of the points whose order divides eight, in any encoding.
 function isOfSmallOrder(raw) {
-  const y = BigInt(`0x${hex(raw.toReversed())}`) & ~(1n << 255n);
+  const y = BigInt(`0x${hex(raw.slice().reverse())}`) & ~(1n << 255n);
   return [0n, 1n, FIELD - 1n, FIELD, FIELD + 1n, ORDER_8_Y, FIELD - ORDER_8_Y].includes(y);
 }
 

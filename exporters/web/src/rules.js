@@ -188,7 +188,7 @@ function recorded(journal, entry) {
   // Of every signer of a class that a state has, the last line stays, however old it is.
   const wanted = new Set(journal.states.flatMap(({ origins }) => origins.map(({ signed_by: signedBy }) => signedBy)));
   const kept = [];
-  for (const line of lines.toReversed()) {
+  for (const line of [...lines].reverse()) {
     if (line.action === 'apply' && wanted.delete(line.signed_by) && !recent.includes(line)) kept.unshift(line);
   }
   return { ...journal, history: [...kept, ...recent], lastSeen: Date.parse(entry.time) };

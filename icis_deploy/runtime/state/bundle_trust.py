@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from icis_deploy.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from icis_deploy.common.files import read_plain
+from icis_deploy.common.terminal_text import printable
 from icis_deploy.errors import BundleError, IntegrityError, SignatureError
 from icis_deploy.runtime.state.store import STATE_FOLDER, TRUST_FOLDER
 
@@ -52,7 +54,21 @@ def signed_files(folder: Path) -> dict[str, bytes]:
 
 def has_state(folder: Path) -> bool:
     """Say whether a bundle holds what a device writes, which no signature covers."""
-    return os.path.lexists(folder / STATE_FOLDER)
+    return _name_of_state(folder) is not None
+
+
+def _name_of_state(folder: Path) -> str | None:
+    """Return the name in a folder that is `state/` here, or on another system that it is copied to; `None` if none is.
+
+    Others take upper and lower case for the same, leave out what is not visible, or points and blanks at the end.
+    """
+    if os.path.lexists(folder / STATE_FOLDER):
+        return STATE_FOLDER
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208
+        visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
+        if visible.casefold().rstrip(" .") == STATE_FOLDER:
+            return name
+    return None
 
 
 def check_as_delivered(folder: Path) -> None:
@@ -60,14 +76,14 @@ def check_as_delivered(folder: Path) -> None:
 
     Where a link leads is no part of the bundle, and can be exchanged after everything was compared.
     """
-    if has_state(folder):
+    if (state := _name_of_state(folder)) is not None:
         raise SignatureError(
-            f"The bundle {folder} holds {STATE_FOLDER}/, the classes and keys of a device, which no signature covers: "
-            f"a device that opens it believes whoever wrote that.",
-            found=STATE_FOLDER,
+            f"The bundle {folder} holds {printable(state)}/, the classes and keys of a device, which no signature "
+            f"covers: a device that opens it believes whoever wrote that.",
+            found=state,
             expected=f"a bundle without {STATE_FOLDER}/",
-            where=folder / STATE_FOLDER,
-            hint=f"Remove its {STATE_FOLDER}/ where a carrier brought it; a device makes its own.",
+            where=folder / state,
+            hint=f"Remove its {printable(state)}/ where a carrier brought it; a device makes its own.",
         )
     for parent, folders, names in os.walk(folder):
         for name in sorted((*folders, *names)):

@@ -158,6 +158,7 @@ class Store:
         self._last_journal: tuple[bytes, Journal] | None = None
         self._lock: AbstractContextManager[None] | None = None
         self._required: tuple[Bundle, tuple[int, ...] | None] | None = None
+        self._is_exchanged = False
         self.thread = BackgroundThread()
         """Writes slots; whoever holds the lock may give it other work, which ends before the change does."""
         self.sync_seconds = 0.0
@@ -347,7 +348,7 @@ class Store:
         try:
             place = self._place()
             self._require(bundle)
-            self._required = bundle, place
+            self._required, self._is_exchanged = (bundle, place), False
             yield
         finally:
             try:
@@ -382,14 +383,23 @@ class Store:
         )
         return None if folder is None or manifest is None else (folder[0], *manifest)
 
-    def _require_still(self, written: list[Path]) -> None:
+    def _require_still(self, before: Journal) -> None:
         """Raise `IncompatibleError` if another bundle took this one's place while a change was decided."""
         if self._required is None or self._place() == self._required[1]:
             return
-        ours = written.copy()
-        written.clear()  # what has these names now may be the other bundle's
+        self._is_exchanged = True  # what has our names now may be the other bundle's
         self._require(self._required[0])
-        written.extend(ours)
+        # Some file systems number a folder anew; but in a copy of hard links the manifest is the same one as well.
+        if self.load_journal(self._required[0]) != before:
+            raise IncompatibleError(
+                f"{self._bundle_folder} holds another copy of its bundle than when the change began. Nothing was "
+                f"changed.",
+                found="another journal",
+                expected="the journal that the change began with",
+                where=self._journal_path,
+                hint="Try again; a running device goes over to the copy by Device.refresh.",
+            )
+        self._is_exchanged = False
 
     def _unlock(self) -> None:
         self._required = None
@@ -416,7 +426,7 @@ class Store:
         pending: PendingChange | None = None
         written: list[Path] = []
         made_folder, process = False, os.getpid()
-        self._require_still(written)
+        self._require_still(before)
         try:
             names = self._files.names(self._folder)
             if not names:  # no folder, or an empty one, whose own name a killed process may not have synced
@@ -432,13 +442,14 @@ class Store:
             pending.require_process()
             if after is None:
                 raise RuntimeError("a change ended without a journal")
-            self._require_still(written)
+            self._require_still(before)
             self._commit(before, written, had_journal=JOURNAL_NAME in names)
         except BaseException as error:
             if os.getpid() != process:  # what was written is its parent's, also where this one is told to exit
                 raise
             self.thread.wait()  # also where the interruption came between its start and the knowledge of it
-            self._take_back(written, remove_folder=made_folder)
+            if not self._is_exchanged:
+                self._take_back(written, remove_folder=made_folder)
             if isinstance(error, OSError):
                 after = None if pending is None else pending.journal
                 raise StorageError(
@@ -525,9 +536,11 @@ class Store:
         try:
             self._files.replace(self._new_journal_path, self._journal_path)
             self._sync(self._files.sync_folder, self._folder)
-        except BaseException:
+        except BaseException as error:
             if os.getpid() != process:  # as in `change`
                 raise
+            if isinstance(error, FileNotFoundError):  # as where the folder was exchanged since it was looked at
+                self._require_still(before)
             if self._files.stamp(self._new_journal_path) is not None:  # it did not happen
                 written.extend(removable)
                 raise

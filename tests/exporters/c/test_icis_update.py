@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 from dataclasses import replace
@@ -182,6 +183,34 @@ def test_nothing_is_taken_without_a_trusted_signature(readers: Readers) -> None:
     document = json.loads(signed_file(payload, readers.private, readers.key_id))
     document["signatures"] = []
     assert readers.both(json.dumps(document).encode()).status == "UNSIGNED"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "00" * 32,
+        "00" * 31 + "80",
+        "01" + "00" * 31,
+        "ec" + "ff" * 30 + "7f",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    ],
+)
+def test_a_key_that_everybody_can_sign_with_signs_nothing(raw: str, readers: Readers) -> None:
+    key = {"keytype": "ed25519", "keyval": {"public": raw}, "scheme": "ed25519"}
+    key_id = hashlib.sha256(json.dumps(key, separators=(",", ":")).encode()).hexdigest()
+    own = readers.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    reader = CReader(readers.library, readers.bundle, [bytes.fromhex(raw), own])
+    journal = initial_journal(readers.bundle)
+    # The neutral element as R, and 0 as S: it fits where the hash is a multiple of the point's order.
+    forged = {"keyid": key_id, "sig": base64.b64encode(bytes([1]) + bytes(63)).decode()}
+
+    for version in range(1, 65):
+        good = readers.signed(make_update("okapi", version=version))
+        data = json.dumps(json.loads(good) | {"signatures": [forged]}).encode()
+        found = reader.apply(data, readers.empty, journal=journal, now=NOW, with_arbiter=True)
+        assert found.status == "UNSIGNED"
+    assert reader.apply(good, readers.empty, journal=journal, now=NOW, with_arbiter=True).status == "OK"
 
 
 def test_a_set_of_trusted_keys_is_left_to_others(readers: Readers) -> None:

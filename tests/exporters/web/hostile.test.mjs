@@ -61,6 +61,20 @@ test('a key that everybody can sign with is none', async () => {
   }
 });
 
+test('a browser without Ed25519 is told so, whatever else it lacks', async () => {
+  const text = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
+  const prototype = Object.getPrototypeOf(Uint8Array.prototype);
+  const method = Object.getOwnPropertyDescriptor(prototype, 'toReversed');
+  crypto.subtle.importKey = () => Promise.reject(new DOMException('unknown', 'NotSupportedError'));
+  delete prototype.toReversed;
+  try {
+    await assert.rejects(publicKeyFromPem(text), { name: 'MissingDependencyError' });
+  } finally {
+    delete crypto.subtle.importKey;
+    if (method) Object.defineProperty(prototype, 'toReversed', method);
+  }
+});
+
 test('what stands around a key is for people, as in Python', async () => {
   const good = await readFile(new URL('../../golden/v1/release-key.pub', import.meta.url), 'utf8');
   const { pem } = await publicKeyFromPem(good);

@@ -183,7 +183,9 @@ def test_a_signed_bundle_comes_back_whole_and_opens_with_the_key(reference, key,
     assert Device.open(tmp_path / "new", trust=[key.public_path]).version == 0
 
 
-@pytest.mark.parametrize("title", ["state/journal.json", f"state/slots-{'0' * 64}.safetensors", "State/x", "state"])
+@pytest.mark.parametrize(
+    "title", ["state/journal.json", f"state/slots-{'0' * 64}.safetensors", "State/x", "state", "state./x"]
+)
 def test_no_registry_puts_a_state_into_a_bundle(title, tmp_path):
     """Its keys and rows would be believed, though the bundle around it is signed."""
     layers = tuple(Layer(name, 1, "0" * 64) for name in ("manifest.json", title))

@@ -274,6 +274,36 @@ def test_a_bundle_that_takes_the_place_of_another_one_during_a_change_is_not_cha
     assert device.classes() == ("cat", "dog", "owl")
 
 
+@pytest.mark.parametrize("call", ["stamp", "replace"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_copy_of_hard_links_that_takes_a_place_during_a_change_keeps_its_own_state(
+    call, is_new, bundle_folder, signed, tmp_path, monkeypatch
+):
+    """Exchanged before the last look at the folder, or after it."""
+    device = Device.open(bundle_folder, num_threads=1)
+    if not is_new:
+        device.apply(signed(make_update("okapi", version=1)))
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle_folder, copy, copy_function=os.link)
+    Device.open(copy, num_threads=1).apply(signed(make_update("zebra", version=7)))
+    if call == "stamp":
+        (copy / "state" / "journal.json.new").write_text("of another change")
+    before = files_in(copy)
+    files = device._opened.updater._store._files
+    ask = getattr(files, call)
+
+    def exchanged(*paths: Path) -> object:
+        if copy.exists() and (bundle_folder / "state" / "journal.json.new").exists():
+            exchange(bundle_folder, copy)
+        return ask(*paths)
+
+    monkeypatch.setattr(files, call, exchanged)
+    with pytest.raises(IncompatibleError, match="another copy of its bundle than when the change began"):
+        device.disable("dog")
+
+    assert files_in(bundle_folder) == before
+
+
 def test_a_replacement_takes_along_what_another_process_went_over_to(new_folder, link, signed, keys, tmp_path):
     first, second = Device.open(link, num_threads=1), Device.open(link, num_threads=1)
     first.replace(new_folder, num_threads=1)

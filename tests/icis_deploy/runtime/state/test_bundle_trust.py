@@ -309,6 +309,15 @@ def test_a_state_that_came_along_is_refused_where_it_must_not_be(kind, signed_bu
     assert "holds state/, which no signature covers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["State", "STATE", "state.", "state. .", "\u017ftate", "\ufb06ate", "st\u200cate"])
+def test_what_is_a_state_on_another_system_is_refused_as_well(name, signed_bundle, keys):
+    (signed_bundle / name).mkdir()
+
+    with pytest.raises(SignatureError, match=r"holds .*/, the classes and keys of a device") as raised:
+        icis_deploy.verify_bundle(signed_bundle, trust=[keys.public_path], as_delivered=True)
+    assert (signed_bundle / name).samefile(raised.value.where)
+
+
 @pytest.mark.parametrize("name", ["trust", "trust/release-key.pub", "manifest.json", "model.onnx", "bundle.dsse"])
 def test_no_carrier_brings_a_link(name, signed_bundle, keys, tmp_path):
     shutil.move(signed_bundle / name, tmp_path / "elsewhere")
