@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from icis_deploy.common.files import path_from
 from icis_deploy.common.given import check_number, refused
 from icis_deploy.common.terminal_text import shown
-from icis_deploy.descriptors.descriptors import Descriptors
+from icis_deploy.descriptors.descriptors import Descriptors, row_labels
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import DescriptorError, UsageError
 from icis_deploy.head.class_names import load_class_list, names_in_order
@@ -57,6 +57,14 @@ def descriptors_from(given: Any) -> Descriptors:
     if isinstance(given, str | os.PathLike):
         return load_descriptors(path_from(given, name="descriptors"))
     if hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        if list(given.columns).count("class") > 1:
+            raise DescriptorError(
+                "The table of descriptors has several columns 'class'.",
+                found=list(given.columns).count("class"),
+                expected="one column 'class', or none",
+                where="descriptors",
+                hint="Keep the one with the names that the model's class list has.",
+            )
         names = list(given["class"]) if "class" in given.columns else list(given.index)
         values = given[[name for name in given.columns if name != "class"]].to_numpy()
         return _described(names, list(values))
@@ -72,6 +80,7 @@ def descriptors_from(given: Any) -> Descriptors:
 
 def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
     arrays: list[NDArray[np.float64]] = []
+    first: tuple[object, ...] | None = None
     for name, vector in zip(names, vectors, strict=True):
         if not isinstance(name, str):
             raise DescriptorError(
@@ -92,6 +101,16 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
                 found=np.shape(array),
                 expected=expected,
                 where="descriptors",
+            )
+        labels = row_labels(vector)
+        first = labels if first is None else first
+        if labels not in (None, first):
+            raise DescriptorError(
+                f"The numbers of {shown(name)} are called {shown(labels)}; those of a class before it {shown(first)}.",
+                found=labels,
+                expected=first,
+                where="descriptors",
+                hint="Give `pandas.DataFrame(descriptors).T`, a table which has each number in the column of its name.",
             )
         arrays.append(array)
     if not arrays:

@@ -231,6 +231,8 @@ def _numbers(number: int, line: list[str]) -> list[float]:
     values = []
     for cell in line[1:]:
         try:
+            if "_" in cell:  # Python takes 1_5 for 15
+                raise ValueError(cell)
             values.append(float(cell))
         except ValueError as error:
             raise DescriptorError(

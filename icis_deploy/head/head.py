@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from icis_deploy.common.arrays import Float32, Float64, frozen_float32
-from icis_deploy.common.given import items
+from icis_deploy.common.given import ordered_items
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
 
@@ -53,7 +53,7 @@ class Head:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="head rows", ndim=2))
-        object.__setattr__(self, "class_names", items(self.class_names, "names of classes", name="class_names"))
+        object.__setattr__(self, "class_names", ordered_items(self.class_names, "names of classes", name="class_names"))
         if self.rows.shape[1] < 2:
             raise IncompatibleError(
                 f"The head's rows are {self.rows.shape[1]} wide; expected at least one weight, and a bias.",

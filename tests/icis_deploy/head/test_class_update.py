@@ -3,7 +3,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.errors import ClassConflictError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 
 BASE = "0123456789abcdef" * 4
@@ -136,6 +136,12 @@ def test_other_terms_leave_the_change_as_it_is():
 def test_what_breaks_a_rule_of_updates_is_refused(changes, error, message):
     with pytest.raises(error, match=f"^{message}"):
         make_update(**changes)
+
+
+@pytest.mark.parametrize("name", ["added", "replaced"])
+def test_names_that_rows_belong_to_have_an_order(name):
+    with pytest.raises(UsageError, match=f"^`{name}` is a set, which has no order"):
+        make_update(**{"rows": np.eye(3)[:2], "added": (), name: {"okapi", "zebra"}})
 
 
 def test_provenance_without_an_end_is_refused():
