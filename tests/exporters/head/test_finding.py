@@ -303,6 +303,12 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "of_images (Gemm) is none, as its bias is not a constant with one value per class",
         ),
         (
+            "[of_five] y = Gemm <transB = 1> (x, w, column_of_5)",  # as many images as classes
+            "float[5, 5] y",
+            "float[5, 4] x",
+            "of_five (Gemm) is none, as its bias is not a constant with one value per class",
+        ),
+        (
             "[attention] y = MatMul (x, x)",
             "float[4, 4] y",
             "float[4, 4] x",
@@ -331,6 +337,7 @@ def test_a_model_without_a_head_says_what_was_found(body: str, outputs: str, inp
         pairs=np.ones((6, 2, 1, 1), dtype=np.float32),
         many=np.ones((2, 4, 5), dtype=np.float32),
         column=np.ones((3, 1), dtype=np.float32),
+        column_of_5=np.ones((5, 1), dtype=np.float32),
         p=np.ones((5, 4, 1, 1), dtype=np.float32),
         one=np.ones((4, 1), dtype=np.float32),
         ints=np.ones((4, 5), dtype=np.int32),
