@@ -110,7 +110,7 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
                 found=labels,
                 expected=first,
                 where="descriptors",
-                hint="Give `pandas.DataFrame(descriptors).T`, a table which has each number in the column of its name.",
+                hint="Give a table with a row for each class, in which each number stands in the column of its name.",
             )
         arrays.append(array)
     if not arrays:

@@ -138,7 +138,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
             f"The rows of the values are named {quoted(labels)}; the class names are {quoted(self.class_names)}.",
             found=labels,
             expected=self.class_names,
-            hint="Give the rows in the order of the class names, such as by `table.loc[class_names]`.",
+            hint="Give the rows in the order of the class names.",
         )
 
     def _check_blocks(self) -> None:
