@@ -153,7 +153,23 @@ def required_class_names(given: ClassNames, *, name: str = "classes") -> tuple[s
             expected="a list of names",
             hint="Give a list: for a model in the order of its outputs, else sorted.",
         )
+    if name == "classes":  # the order of others, such as those to inject, means nothing
+        _check_numbered(given)
     return names_in_order(given if isinstance(given, Mapping) else list(given))
+
+
+def _check_numbered(names: object) -> None:
+    """Refuse a series of pandas in another order than its numbers: either may be that of the model's outputs."""
+    numbers = row_labels(names) or ()
+    if not all(isinstance(number, int | np.integer) for number in numbers) or list(numbers) == sorted(numbers):
+        return
+    raise UsageError(
+        f"The class names are a {type(names).__name__} whose rows are numbered {shown([int(each) for each in numbers])}"
+        f"; expected numbers that go up, as those of a model's outputs.",
+        found=numbers,
+        expected="numbers that go up",
+        hint="Sort it by these numbers, or give a list in the order that is meant.",
+    )
 
 
 def options_from(given: OptionsT | None, kind: type[OptionsT]) -> OptionsT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -260,7 +261,7 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         )
 
 
-def row_labels(values: object) -> tuple[object, ...] | None:
+def row_labels(values: object) -> tuple[Any, ...] | None:
     """Return what the rows of a table of pandas are called, or the numbers of a series; `None` of anything else."""
     index = getattr(values, "index", None)  # a list has a method of this name
     return tuple(index) if hasattr(values, "to_numpy") and isinstance(index, Iterable) else None

@@ -287,6 +287,19 @@ def test_a_table_of_descriptors_has_the_names_as_index_or_as_column(tiny_project
     assert descriptors_from(dict(table.iterrows())) == described
 
 
+def test_numbered_names_in_another_order_than_their_numbers_are_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    from icis_deploy.api.inputs import required_class_names
+
+    names = pandas.Series(["zebra", "okapi", "owl"])
+    assert required_class_names(names) == ("zebra", "okapi", "owl")
+    with pytest.raises(
+        UsageError, match=r"^The class names are a Series whose rows are numbered \[1, 2, 0\]; expected"
+    ):
+        required_class_names(names.sort_values())
+    assert required_class_names(names.sort_values().tolist()) == ("okapi", "owl", "zebra")
+
+
 def test_tables_whose_numbers_or_rows_stand_in_another_order_are_refused():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     from icis_deploy.api.inputs import descriptors_from
