@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from icis_deploy.common.arrays import row_labels
 from icis_deploy.common.files import path_from
 from icis_deploy.common.given import check_number, refused
 from icis_deploy.common.terminal_text import shown
-from icis_deploy.descriptors.descriptors import Descriptors, row_labels
+from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.descriptors.files import load_descriptors
 from icis_deploy.errors import DescriptorError, UsageError
 from icis_deploy.head.class_names import load_class_list, names_in_order

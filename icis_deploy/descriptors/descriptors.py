@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
+from icis_deploy.common.arrays import Bool, Float32, frozen_float32, row_labels, same_value
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.given import ordered_items
 from icis_deploy.errors import ClassConflictError, DescriptorError
@@ -259,12 +258,6 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
             class_names=tuple(class_names),
             blocks=self.blocks,
         )
-
-
-def row_labels(values: object) -> tuple[Any, ...] | None:
-    """Return what the rows of a table of pandas are called, or the numbers of a series; `None` of anything else."""
-    index = getattr(values, "index", None)  # a list has a method of this name
-    return tuple(index) if hasattr(values, "to_numpy") and isinstance(index, Iterable) else None
 
 
 def _real_array(values: ArrayLike) -> NDArray[np.generic]:

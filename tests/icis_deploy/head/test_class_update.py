@@ -144,6 +144,15 @@ def test_names_that_rows_belong_to_have_an_order(name):
         make_update(**{"rows": np.eye(3)[:2], "added": (), name: {"okapi", "zebra"}})
 
 
+def test_a_table_of_rows_in_another_order_is_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame(np.eye(3)[:2], index=["okapi", "zebra"])
+
+    with pytest.raises(IncompatibleError, match=r"^The rows of the class update are named \('okapi', 'zebra'\); the"):
+        make_update(rows=table, added=("zebra", "okapi"))
+    assert make_update(rows=table, added=("okapi", "zebra")).rows[1, 1] == 1
+
+
 def test_provenance_without_an_end_is_refused():
     endless = {}
     endless["self"] = endless
