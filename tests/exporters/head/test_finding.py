@@ -451,6 +451,18 @@ def test_a_head_that_is_bent_before_it_is_averaged_is_named_with_what_to_do(bend
         find_head(model, "m")
 
 
+def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_whose_kernel_is_greater():
+    model = graph(
+        "m = Conv (x, k) r = Relu (m) a = GlobalAveragePool (r) f = Flatten (a) y = Mul (f, f)",
+        inputs="float[batch, 4, 6, 6] x",
+        k=np.ones((5, 4, 3, 3), np.float32),
+    )
+
+    with pytest.raises(ModelLoadError, match="its kernel is 3x3") as caught:
+        find_head(model)
+    assert "SqueezeNet" not in str(caught.value)
+
+
 def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_behind_an_unknown_head():
     model = graph(
         "m = Conv (x, p) r = Relu (m) a = GlobalAveragePool (r) f = Flatten (a) "
