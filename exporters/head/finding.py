@@ -362,7 +362,8 @@ def _advice(model: ir.Model, found: str) -> str:
         found: Why there is no head, which begins with the name of the operator that was refused, if one was.
     """
     last = next((node for node in reversed(model.graph) if is_linear(node) and has_rows(node)), None)
-    if last is not None and found.startswith(f"{label(last)} (") and bends_at_positions(last):
+    is_refused = last is not None and found.startswith(f"{label(last)} (") and "at every position" in found
+    if last is not None and is_refused and bends_at_positions(last):
         return (
             "Such is SqueezeNet's head: average the features first, then apply the 1x1 Conv without what comes after "
             "it, and train that layer again."

@@ -212,9 +212,14 @@ def _refusal(node: ir.Node) -> str | None:
         supported = ", ".join(sorted(dtype.name for dtype in FLOAT_TYPES))
         return f"its weight's type is {found}; expected one of {supported}, or integers that are dequantized to one"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and not (is_constant(bias) and constant_size(bias) in {1, head_size(node)[0]}):
+    if bias is not None and not (is_constant(bias) and _is_per_class(bias, head_size(node)[0])):
         return "its bias is not a constant with one value per class"
     return {"Gemm": _gemm_refusal, "MatMul": _matmul_refusal, "Conv": _conv_refusal}[node.op_type](node)
+
+
+def _is_per_class(bias: ir.Value, num_classes: int) -> bool:
+    """Say whether a bias is one number, or one per class; a column of a Gemm has one per image of a fixed batch."""
+    return constant_size(bias) == 1 or constant_shape(bias)[-1] == constant_size(bias) == num_classes
 
 
 def _gemm_refusal(node: ir.Node) -> str | None:

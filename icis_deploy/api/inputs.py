@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from icis_deploy.common.arrays import row_labels
 from icis_deploy.common.files import path_from
 from icis_deploy.common.given import check_number, refused
 from icis_deploy.common.terminal_text import shown
@@ -57,6 +58,14 @@ def descriptors_from(given: Any) -> Descriptors:
     if isinstance(given, str | os.PathLike):
         return load_descriptors(path_from(given, name="descriptors"))
     if hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        if list(given.columns).count("class") > 1:
+            raise DescriptorError(
+                "The table of descriptors has several columns 'class'.",
+                found=list(given.columns).count("class"),
+                expected="one column 'class', or none",
+                where="descriptors",
+                hint="Keep the one with the names that the model's class list has.",
+            )
         names = list(given["class"]) if "class" in given.columns else list(given.index)
         values = given[[name for name in given.columns if name != "class"]].to_numpy()
         return _described(names, list(values))
@@ -72,6 +81,7 @@ def descriptors_from(given: Any) -> Descriptors:
 
 def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
     arrays: list[NDArray[np.float64]] = []
+    first: tuple[object, ...] | None = None
     for name, vector in zip(names, vectors, strict=True):
         if not isinstance(name, str):
             raise DescriptorError(
@@ -92,6 +102,16 @@ def _described(names: list[Any], vectors: list[Any]) -> Descriptors:
                 found=np.shape(array),
                 expected=expected,
                 where="descriptors",
+            )
+        labels = row_labels(vector)
+        first = labels if first is None else first
+        if labels not in (None, first):
+            raise DescriptorError(
+                f"The numbers of {shown(name)} are called {shown(labels)}; those of a class before it {shown(first)}.",
+                found=labels,
+                expected=first,
+                where="descriptors",
+                hint="Give a table with a row for each class, in which each number stands in the column of its name.",
             )
         arrays.append(array)
     if not arrays:
@@ -134,7 +154,23 @@ def required_class_names(given: ClassNames, *, name: str = "classes") -> tuple[s
             expected="a list of names",
             hint="Give a list: for a model in the order of its outputs, else sorted.",
         )
+    if name == "classes":  # the order of others, such as those to inject, means nothing
+        _check_numbered(given)
     return names_in_order(given if isinstance(given, Mapping) else list(given))
+
+
+def _check_numbered(names: object) -> None:
+    """Refuse a series of pandas in another order than its numbers: either may be that of the model's outputs."""
+    numbers = row_labels(names) or ()
+    if not all(isinstance(number, int | np.integer) for number in numbers) or list(numbers) == sorted(numbers):
+        return
+    raise UsageError(
+        f"The class names are a {type(names).__name__} whose rows are numbered {shown([int(each) for each in numbers])}"
+        f"; expected numbers that go up, as those of a model's outputs.",
+        found=numbers,
+        expected="numbers that go up",
+        hint="Sort it by these numbers, or give a list in the order that is meant.",
+    )
 
 
 def options_from(given: OptionsT | None, kind: type[OptionsT]) -> OptionsT:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import IncompatibleError
 
 Float32 = NDArray[np.float32]
@@ -19,6 +21,30 @@ Images = NDArray[np.generic]
 """A batch of a model's inputs, `(batch, ...)`, in whatever dtype the model takes."""
 
 _BLOCK = 1 << 22
+
+
+def row_labels(values: object) -> tuple[Any, ...] | None:
+    """Return what the rows of a table of pandas are called, or the numbers of a series; `None` of anything else."""
+    index = getattr(values, "index", None)  # a list has a method of this name
+    return tuple(index) if hasattr(values, "to_numpy") and isinstance(index, Iterable) else None
+
+
+def check_row_order(rows: object, class_names: Sequence[object], *, name: str) -> None:
+    """Raise `IncompatibleError` if rows are a table of pandas that names them otherwise than the classes are.
+
+    Args:
+        rows: Any array; only a table whose rows have names is looked at.
+        class_names: Which class each row is said to belong to.
+        name: What the rows are, for the error message.
+    """
+    labels = row_labels(rows) or ()
+    if any(isinstance(label, str) for label in labels) and labels != tuple(class_names):
+        raise IncompatibleError(
+            f"The {name} are named {shown(labels)}; the class names are {shown(tuple(class_names))}.",
+            found=labels,
+            expected=tuple(class_names),
+            hint="Give the rows in the order of the class names.",
+        )
 
 
 def frozen_float32(values: ArrayLike, *, name: str, ndim: int) -> Float32:

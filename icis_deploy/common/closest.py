@@ -40,8 +40,36 @@ def did_you_mean(names: Sequence[str], known: Iterable[str]) -> str:
         meant = closest(name, listed)
         if meant is not None:
             by = "" if len(names) == 1 else f" by {shown(name)}"
-            return f"Did you mean {shown(meant)}{by}? "
+            alike = "They look alike, but are other characters of Unicode: write both in one form, such as NFC. "
+            return f"Did you mean {shown(meant)}{by}? {alike if _composed(name) == _composed(meant) else ''}"
     return ""
+
+
+def respelled(names: Iterable[str], known: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each name that a name before it, or a known one, differs from in spelling alone, with that other one.
+
+    Spelling is upper and lower case, spaces, hyphens and underscores, and which characters of Unicode a letter is.
+
+    Args:
+        names: New ones, none of them known.
+        known: What there is.
+    """
+    first = {_spelled_plainly(name): name for name in known}
+    pairs = [(name, first.setdefault(_spelled_plainly(name), name)) for name in names]
+    return [(name, other) for name, other in pairs if name != other]
+
+
+def _spelled_plainly(name: str) -> str:
+    import unicodedata  # a device should not import it to answer
+
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in plain if c not in "_-" and not c.isspace() and unicodedata.category(c) != "Cf") or name
+
+
+def _composed(name: str) -> str:
+    import unicodedata  # see `_spelled_plainly`
+
+    return unicodedata.normalize("NFC", str(name))
 
 
 def did_you_mean_path(path: str | os.PathLike[str]) -> str:

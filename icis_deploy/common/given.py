@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence, Set
 from datetime import datetime
 from numbers import Integral, Real
 from typing import Any
@@ -99,6 +99,28 @@ def items(value: object, of: str, *, name: str) -> tuple[Any, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise refused(value, f"a list of {of}", name=name)
     return tuple(value)
+
+
+def ordered_items(value: object, of: str, *, name: str) -> tuple[Any, ...]:
+    """Return what a parameter lists where the n-th belongs to the n-th of something else, such as rows of an array.
+
+    Args:
+        value: As in `items`.
+        of: As in `items`.
+        name: The parameter.
+
+    Raises:
+        UsageError: As `items`, or if it is a set: which of its values comes first is another in each process.
+    """
+    if isinstance(value, Set) and not isinstance(value, KeysView):
+        kind = printable(type(value).__name__)
+        raise UsageError(
+            f"`{name}` is a {kind}, which has no order.",
+            found=kind,
+            expected=f"a list of {of}",
+            hint=f"Give `{name}` as a list of {of}, in the order of what belongs to them.",
+        )
+    return items(value, of, name=name)
 
 
 def check_callable(value: Callable[..., object] | None, *, name: str) -> None:

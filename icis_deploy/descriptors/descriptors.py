@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import Bool, Float32, frozen_float32, same_value
+from icis_deploy.common.arrays import Bool, Float32, frozen_float32, row_labels, same_value
 from icis_deploy.common.closest import did_you_mean
-from icis_deploy.common.given import items
+from icis_deploy.common.given import ordered_items
 from icis_deploy.errors import ClassConflictError, DescriptorError
 from icis_deploy.head.class_names import check_unique, quoted
 
@@ -92,7 +93,9 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
     """In the order of the columns; one block named `descriptors` where none are given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", items(self.class_names, "names of classes", name="class_names"))
+        names = ordered_items(self.class_names, "names of classes", name="class_names")
+        object.__setattr__(self, "class_names", names)
+        self._check_row_labels()
         raw = _real_array(self.values)
         if raw.ndim != 2 or raw.shape[1] == 0:
             raise DescriptorError(
@@ -125,6 +128,18 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
         object.__setattr__(self, "values", frozen_float32(raw, name="descriptors", ndim=2))
         object.__setattr__(self, "blocks", tuple(self.blocks) or (DescriptorBlock(UNNAMED_BLOCK, raw.shape[1]),))
         self._check_blocks()
+
+    def _check_row_labels(self) -> None:
+        """Refuse a table of pandas whose rows have names of their own, in another order than the classes."""
+        labels = row_labels(self.values)
+        if labels is None or labels == self.class_names or not any(isinstance(label, str) for label in labels):
+            return
+        raise DescriptorError(
+            f"The rows of the values are named {quoted(labels)}; the class names are {quoted(self.class_names)}.",
+            found=labels,
+            expected=self.class_names,
+            hint="Give the rows in the order of the class names.",
+        )
 
     def _check_blocks(self) -> None:
         names = [block.name for block in self.blocks]
@@ -246,6 +261,15 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
 
 
 def _real_array(values: ArrayLike) -> NDArray[np.generic]:
+    masked = sys.modules.get("numpy.ma")  # whoever has a masked array has imported it
+    if masked is not None and isinstance(values, masked.MaskedArray) and masked.is_masked(values):
+        num_masked = int(masked.count_masked(values))
+        raise DescriptorError(
+            f"The descriptors mask {num_masked} of their {values.size} values, which are missing.",
+            found=f"{num_masked} masked values",
+            expected="real numbers",
+            hint="Fill them, or leave the classes or columns out that have them.",
+        )
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:

@@ -160,6 +160,14 @@ def _read_csv(data: bytes) -> Descriptors:
     try:
         rows = csv_rows(data, max_cells=MAX_CELLS)
         _, header = next(rows, (0, []))
+        if header and header[0].casefold().startswith("sep="):
+            raise DescriptorError(
+                f"the first line, {shown(header[0])}, says to Excel what stands between the cells; expected a header.",
+                found=shown(header[0]),
+                expected="a header and a line per class",
+                where="line 1",
+                hint="Remove that line; put commas between the cells and a decimal point into numbers.",
+            )
         if len(header) == 1:
             raise DescriptorError(
                 f"the header is one cell, {shown(header[0])}; expected a cell for the name and one for each number.",
@@ -231,6 +239,8 @@ def _numbers(number: int, line: list[str]) -> list[float]:
     values = []
     for cell in line[1:]:
         try:
+            if "_" in cell:  # Python takes 1_5 for 15
+                raise ValueError(cell)
             values.append(float(cell))
         except ValueError as error:
             raise DescriptorError(

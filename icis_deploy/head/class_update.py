@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from icis_deploy.common.arrays import Float32, frozen_float32, same_value
-from icis_deploy.common.given import check_time, items, whole_number
+from icis_deploy.common.arrays import Float32, check_row_order, frozen_float32, same_value
+from icis_deploy.common.given import check_time, items, ordered_items, whole_number
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import ClassConflictError, IncompatibleError
 from icis_deploy.head.arbiter import STATISTICS
@@ -132,10 +132,11 @@ class ClassUpdate:  # noqa: PLW1641 - compared, never a key
     __eq__ = same_value
 
     def __post_init__(self) -> None:
-        for name in ("added", "replaced", "removed"):
-            object.__setattr__(self, name, items(getattr(self, name), "names of classes", name=name))
+        for name, listed in (("added", ordered_items), ("replaced", ordered_items), ("removed", items)):
+            object.__setattr__(self, name, listed(getattr(self, name), "names of classes", name=name))
         for name in ("version", "self_test_seed"):
             object.__setattr__(self, name, whole_number(getattr(self, name), name=name))
+        check_row_order(self.rows, (*self.added, *self.replaced), name="rows of the class update")
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="rows of the class update", ndim=2))
         object.__setattr__(self, "provenance", _frozen_json(self.provenance))
         self._check_names()

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from icis_deploy.common.arrays import Float32, Float64, frozen_float32
-from icis_deploy.common.given import items
+from icis_deploy.common.arrays import Float32, Float64, check_row_order, frozen_float32
+from icis_deploy.common.given import ordered_items
 from icis_deploy.errors import IncompatibleError
 from icis_deploy.head.class_names import check_unique
 
@@ -52,8 +52,9 @@ class Head:
     """SHA-256 over the float32 rows and the names, lower-case hexadecimal; heads are compared by it alone."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", ordered_items(self.class_names, "names of classes", name="class_names"))
+        check_row_order(self.rows, self.class_names, name="head rows")
         object.__setattr__(self, "rows", frozen_float32(self.rows, name="head rows", ndim=2))
-        object.__setattr__(self, "class_names", items(self.class_names, "names of classes", name="class_names"))
         if self.rows.shape[1] < 2:
             raise IncompatibleError(
                 f"The head's rows are {self.rows.shape[1]} wide; expected at least one weight, and a bias.",

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from icis_deploy.common.arrays import Float32, frozen_float32
+from icis_deploy.common.closest import respelled
+from icis_deploy.common.terminal_text import shown
 from icis_deploy.descriptors.descriptors import Descriptors
 from icis_deploy.errors import (
     ClassConflictError,
@@ -201,6 +203,7 @@ def inject(
     options, warnings = _possible_options(options, head.num_classes)
     if images is not None:
         warnings += image_warnings(images, head.class_names, seen_accuracy=options.seen_accuracy)
+    warnings += _spelling_warnings(names, head.class_names)
     joined = join_blocks(seen, new, head.rows, seed=options.seed)
     if not options.needs_cross_validation:
         prepared = method_named(options.method).prepare(joined.seen, head.rows, options.seed, progress)
@@ -301,6 +304,19 @@ def unseen_classes(head: Head, descriptors: Descriptors, unseen: Sequence[str] |
         )
     check_new(names, head)
     return names
+
+
+def _spelling_warnings(names: Sequence[str], seen_names: Sequence[str]) -> list[str]:
+    """Return a warning where a class to predict may be one that there is already, under another spelling."""
+    pairs = respelled(names, seen_names)
+    if not pairs:
+        return []
+    name, other = pairs[0]
+    more = f", and {len(pairs) - 1} more are so" if len(pairs) > 1 else ""
+    return [
+        f"The class {shown(name)} to inject differs from {shown(other)} in spelling alone{more}: if both are one "
+        f"class, leave it out of `unseen`, or of the descriptors."
+    ]
 
 
 def check_new(names: Sequence[str], head: Head) -> None:

@@ -303,6 +303,12 @@ def test_a_model_that_can_take_no_more_classes_says_which_node_forbids_it(body: 
             "of_images (Gemm) is none, as its bias is not a constant with one value per class",
         ),
         (
+            "[of_five] y = Gemm <transB = 1> (x, w, column_of_5)",  # as many images as classes
+            "float[5, 5] y",
+            "float[5, 4] x",
+            "of_five (Gemm) is none, as its bias is not a constant with one value per class",
+        ),
+        (
             "[attention] y = MatMul (x, x)",
             "float[4, 4] y",
             "float[4, 4] x",
@@ -331,6 +337,7 @@ def test_a_model_without_a_head_says_what_was_found(body: str, outputs: str, inp
         pairs=np.ones((6, 2, 1, 1), dtype=np.float32),
         many=np.ones((2, 4, 5), dtype=np.float32),
         column=np.ones((3, 1), dtype=np.float32),
+        column_of_5=np.ones((5, 1), dtype=np.float32),
         p=np.ones((5, 4, 1, 1), dtype=np.float32),
         one=np.ones((4, 1), dtype=np.float32),
         ints=np.ones((4, 5), dtype=np.int32),
@@ -442,6 +449,18 @@ def test_a_head_that_is_bent_before_it_is_averaged_is_named_with_what_to_do(bend
     assert "Such is SqueezeNet's head: average the features first" in str(caught.value)
     with pytest.raises(ModelLoadError, match="cannot be used as a head: it is applied at every position"):
         find_head(model, "m")
+
+
+def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_whose_kernel_is_greater():
+    model = graph(
+        "m = Conv (x, k) r = Relu (m) a = GlobalAveragePool (r) f = Flatten (a) y = Mul (f, f)",
+        inputs="float[batch, 4, 6, 6] x",
+        k=np.ones((5, 4, 3, 3), np.float32),
+    )
+
+    with pytest.raises(ModelLoadError, match="its kernel is 3x3") as caught:
+        find_head(model)
+    assert "SqueezeNet" not in str(caught.value)
 
 
 def test_what_is_said_of_a_bent_map_is_not_said_of_a_body_behind_an_unknown_head():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from icis_deploy.descriptors.descriptors import DescriptorBlock, Descriptors
-from icis_deploy.errors import DescriptorError
+from icis_deploy.errors import DescriptorError, UsageError
 
 VALUES = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(0.5, 100, width=32))
 
@@ -136,6 +136,17 @@ def test_a_class_that_is_zero_in_all_blocks_is_refused():
     blocks = [DescriptorBlock("tags", 1), DescriptorBlock("vectors", 1)]
     with pytest.raises(DescriptorError, match=r"^'bee' has an all-zero descriptor"):
         Descriptors(values=[[1, 0], [0, 0]], class_names=["ant", "bee"], blocks=blocks)
+
+
+def test_names_in_no_order_and_masked_values_are_refused():
+    with pytest.raises(UsageError, match=r"^`class_names` is a set, which has no order\. Give `class_names` as a list"):
+        Descriptors(values=np.eye(2), class_names={"ant", "bee"})
+    assert Descriptors(values=np.eye(2), class_names={"bee": 1, "ant": 2}.keys()).class_names == ("bee", "ant")
+    masked = np.ma.array(np.eye(2) + 1, mask=np.eye(2, dtype=bool))
+    with pytest.raises(DescriptorError, match=r"^The descriptors mask 2 of their 4 values, which are missing\."):
+        Descriptors(values=masked, class_names=["ant", "bee"])
+    unmasked = Descriptors(values=np.ma.array(np.eye(2)), class_names=["ant", "bee"])
+    assert unmasked == Descriptors(values=np.eye(2), class_names=["ant", "bee"])
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,12 @@ def test_an_npy_file_called_npz_is_refused(tmp_path):
         ("name,a,b\nant,1,2,3\n", r"line 2 \('ant'\) has 3 numbers; the header names 2\."),
         ("name,a,b\nant,1,red\n", r"line 2 \('ant'\) has a cell that is not a number: 'red'\. Expected"),
         ("name,a,b\nant,1,\n", r"line 2 \('ant'\) has a cell that is not a number: ''\. Expected"),
+        (
+            "sep=,\nname,a,b\nant,1,2\n",
+            r"the first line, 'sep=', says to Excel what stands between the cells; expected",
+        ),
+        ("sep=;\nname;a;b\nant;1;2\n", r"the first line, 'sep=;', says to Excel what stands between the cells"),
+        ("name,a,b\nant,1,1_5\n", r"line 2 \('ant'\) has a cell that is not a number: '1_5'\. Expected"),
         ("name,a\nant,nan\n", r"'ant' has a NaN or infinite value"),
         ("name,a\nant,1e400\n", r"'ant' has a NaN or infinite value"),
         ("name;a\nant;1\n", r"the header is one cell, 'name;a'; expected .* Put commas between the cells"),

@@ -3,7 +3,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.errors import ClassConflictError, IncompatibleError, UsageError
 from icis_deploy.head.class_update import ClassUpdate
 
 BASE = "0123456789abcdef" * 4
@@ -136,6 +136,21 @@ def test_other_terms_leave_the_change_as_it_is():
 def test_what_breaks_a_rule_of_updates_is_refused(changes, error, message):
     with pytest.raises(error, match=f"^{message}"):
         make_update(**changes)
+
+
+@pytest.mark.parametrize("name", ["added", "replaced"])
+def test_names_that_rows_belong_to_have_an_order(name):
+    with pytest.raises(UsageError, match=f"^`{name}` is a set, which has no order"):
+        make_update(**{"rows": np.eye(3)[:2], "added": (), name: {"okapi", "zebra"}})
+
+
+def test_a_table_of_rows_in_another_order_is_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame(np.eye(3)[:2], index=["okapi", "zebra"])
+
+    with pytest.raises(IncompatibleError, match=r"^The rows of the class update are named \('okapi', 'zebra'\); the"):
+        make_update(rows=table, added=("zebra", "okapi"))
+    assert make_update(rows=table, added=("okapi", "zebra")).rows[1, 1] == 1
 
 
 def test_provenance_without_an_end_is_refused():

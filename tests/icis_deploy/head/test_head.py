@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from icis_deploy.errors import ClassConflictError, IncompatibleError
+from icis_deploy.errors import ClassConflictError, IncompatibleError, UsageError
 from icis_deploy.head.head import Head, fingerprint
 
 ROWS = hnp.arrays(
@@ -12,6 +12,11 @@ ROWS = hnp.arrays(
     st.tuples(st.integers(1, 5), st.integers(2, 6)),
     elements=st.floats(-1e6, 1e6, width=32),
 )
+
+
+def test_names_of_rows_have_an_order():
+    with pytest.raises(UsageError, match=r"^`class_names` is a set, which has no order"):
+        Head(rows=np.eye(2), class_names={"cat", "dog"})
 
 
 def named(rows):

@@ -162,6 +162,19 @@ def test_without_neutral_features_the_injection_says_that_its_scale_is_guessed()
     assert NO_NEUTRAL_FEATURES in injection.warnings
 
 
+def test_a_seen_class_under_another_spelling_is_warned_of(head: Head, descriptors: Descriptors):
+    again = head.class_names[0].upper() + "_"
+    both = Descriptors(
+        values=np.vstack([descriptors.values, descriptors.values[:1]]), class_names=(*descriptors.class_names, again)
+    )
+
+    injection = inject(head, both, options=RIDGE)
+
+    message = f"The class {again!r} to inject differs from {head.class_names[0]!r} in spelling alone: if both are one"
+    assert [warning for warning in injection.warnings if warning.startswith(message)]
+    assert not [each for each in inject(head, descriptors, options=RIDGE).warnings if "in spelling alone" in each]
+
+
 def test_too_few_seen_classes_fall_back_to_the_mean_length_with_a_warning():
     head, descriptors = linear_world(5, 2)
     injection = inject(head, descriptors)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import icis_deploy
-from icis_deploy.errors import ICISDeployError, ImageError, IncompatibleError, UsageError
+from icis_deploy.errors import DescriptorError, ICISDeployError, ImageError, IncompatibleError, UsageError
 from icis_deploy.runtime.device import STREAM_BATCH, Device
 from testing.bundles import write_bundle
 from testing.tiny_project import SIDE, TinyProject
@@ -284,6 +284,36 @@ def test_a_table_of_descriptors_has_the_names_as_index_or_as_column(tiny_project
 
     assert descriptors_from(table) == described
     assert descriptors_from(table.reset_index(names="class")) == described
+    assert descriptors_from(dict(table.iterrows())) == described
+
+
+def test_numbered_names_in_another_order_than_their_numbers_are_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    from icis_deploy.api.inputs import required_class_names
+
+    names = pandas.Series(["zebra", "okapi", "owl"])
+    assert required_class_names(names) == ("zebra", "okapi", "owl")
+    with pytest.raises(
+        UsageError, match=r"^The class names are a Series whose rows are numbered \[1, 2, 0\]; expected"
+    ):
+        required_class_names(names.sort_values())
+    assert required_class_names(names.sort_values().tolist()) == ("okapi", "owl", "zebra")
+
+
+def test_tables_whose_numbers_or_rows_stand_in_another_order_are_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    from icis_deploy.api.inputs import descriptors_from
+
+    table = pandas.DataFrame({"stripes": [1.0, 0.0], "hooves": [2.0, 3.0]}, index=["okapi", "owl"])
+    with pytest.raises(DescriptorError, match=r"^The numbers of 'owl' are called \('hooves', 'stripes'\); those of a"):
+        descriptors_from({"okapi": table.loc["okapi"], "owl": table.loc["owl", ["hooves", "stripes"]]})
+    with pytest.raises(DescriptorError, match=r"^The rows of the values are named 'okapi', 'owl'; the class names are"):
+        icis_deploy.Descriptors(values=table, class_names=["owl", "okapi"])
+    assert icis_deploy.Descriptors(values=table, class_names=["okapi", "owl"]).values[1, 1] == 3
+    assert icis_deploy.Descriptors(values=table.reset_index(drop=True), class_names=["owl", "okapi"]).values[1, 1] == 3
+    twice = pandas.DataFrame([["okapi", "owl", 1.0]], columns=["class", "class", "stripes"])
+    with pytest.raises(DescriptorError, match=r"^The table of descriptors has several columns 'class'"):
+        descriptors_from(twice)
 
 
 @pytest.mark.parametrize(
