@@ -205,9 +205,10 @@ class Target:
                 headers = self._auth if is_of_server(file.url, self.url) else {}
                 fetch_file(file.url, folder / "files" / file.name, size=file.size, sha256=file.sha256, headers=headers)
         except CorruptFileError as error:
+            said: tuple[str, ...] = (reason_of(error),)
             if not is_begun:
-                return self._decide(action, False, (reason_of(error),))
-            installed, said = False, (reason_of(error),)
+                return self._decide(action, False, said)
+            installed = False
         else:
             installed, said = self._call("ArtifactInstall", folder)
         if installed:
