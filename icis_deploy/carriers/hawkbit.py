@@ -14,9 +14,12 @@ it, so an action that comes again is answered, not done again. A server that is 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from urllib.parse import quote
 
 from icis_deploy.carriers.transfer import Answer, fetch_file, is_of_server, parts_of, refusal, request
 from icis_deploy.common.files import read_plain, write_failure, write_file
+from icis_deploy.common.syncing import CLOSE_ON_EXEC
 from icis_deploy.common.terminal_text import MAX_REASON, printable, reason_of, shown
 from icis_deploy.errors import (
     CorruptFileError,
@@ -102,7 +106,12 @@ class Target:
             TransferError: If the server cannot be reached, or an answer is none of this API. What was installed stays
                 so; the server hears of it at the next poll.
             StorageError: If the disk refuses before anything was installed.
+            RuntimeFailureError: If another poll works in the same folder, or the module cannot be run.
         """
+        with self._alone():
+            return self._poll()
+
+    def _poll(self) -> Outcome:
         base = f"{self.url.rstrip('/')}/{quote(self.tenant, safe='')}/controller/v1/{quote(self.controller, safe='')}"
         links = _links(self._get(base))
         if "configData" in links and self.attributes:
@@ -113,6 +122,37 @@ class Target:
             return self._deploy(links["deploymentBase"])
         return Outcome()
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one poll at a time work: a second one would find the first one's files refused, and roll them back."""
+        try:
+            import fcntl
+        except ImportError:  # Windows, which has no shell for the module either
+            yield
+            return
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.work, os.O_RDONLY | CLOSE_ON_EXEC)
+        except OSError as error:
+            raise write_failure(self.work, error, after="Nothing was installed.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise RuntimeFailureError(
+                f"Another poll works in {self.work}.",
+                found="a lock on it",
+                expected="one poll at a time",
+                where=self.work,
+                hint="Wait until it has ended; it tells the server what it did.",
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def _cancel(self, url: str) -> Outcome:
         said = self._get(url)
         action = _action(_member(said, "cancelAction", dict), "stopId")
@@ -121,8 +161,18 @@ class Target:
             text = "The action was finished before it was cancelled."
             self._tell(url, _action(said, "id"), "rejected", "none", (text,))
             return Outcome(action=action, details=(text,))
-        self._tell(url, _action(said, "id"), "closed", "success", ("Nothing was installed.",))
-        return Outcome(action=action, details=("Nothing was installed.",))
+        text = "Nothing was installed."
+        if self._is_begun(action):
+            # It lost its power half way, perhaps with classes in effect.
+            is_back, more = self._call("ArtifactRollback", self._current)
+            if not is_back:
+                details = ("It had begun, and the rollback failed.", *more)
+                self._tell(url, _action(said, "id"), "rejected", "none", details)
+                return Outcome(action=action, details=details)
+            shutil.rmtree(self._current, ignore_errors=True)
+            text = "It had begun, and was rolled back."
+        self._tell(url, _action(said, "id"), "closed", "success", (text,))
+        return Outcome(action=action, details=(text,))
 
     def _deploy(self, url: str) -> Outcome:
         said = self._get(url)
@@ -140,9 +190,9 @@ class Target:
         return Outcome(action=action, succeeded=succeeded, details=details)
 
     def _install(self, action: str, deployment: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
-        folder = self.work / "current"
+        folder, is_begun = self._current, self._is_begun(action)
         try:
-            if self._begun() != action:
+            if not is_begun:
                 shutil.rmtree(folder, ignore_errors=True)
             (folder / "files").mkdir(parents=True, exist_ok=True)
             (folder / "tmp").mkdir(exist_ok=True)
@@ -155,21 +205,29 @@ class Target:
                 headers = self._auth if is_of_server(file.url, self.url) else {}
                 fetch_file(file.url, folder / "files" / file.name, size=file.size, sha256=file.sha256, headers=headers)
         except CorruptFileError as error:
-            return self._decide(action, False, (reason_of(error),))
-        installed, said = self._call("ArtifactInstall", folder)
+            said: tuple[str, ...] = (reason_of(error),)
+            if not is_begun:
+                return self._decide(action, False, said)
+            installed = False
+        else:
+            installed, said = self._call("ArtifactInstall", folder)
         if installed:
             installed, said = self._call("ArtifactCommit", folder)
         if not installed:
             is_back, more = self._call("ArtifactRollback", folder)
             said += ("Rolled back.",) if is_back else ("The rollback failed, too.", *more)
-        self._call("Cleanup", folder)
-        return self._decide(action, installed, said or ("In effect.",))
+        # The module forgets in Cleanup what it applied: if the power failed in between, it would apply that again.
+        return self._decide(action, installed, said or ("In effect.",), after="Cleanup")
 
     def _call(self, state: str, folder: Path) -> tuple[bool, tuple[str, ...]]:
         """Call the module; return whether it succeeded, and the last that it said if not."""
         try:
-            done = subprocess.run(  # noqa: S603 - the operator's own command
-                [*self.module, state, str(folder)], capture_output=True, timeout=_SECONDS_OF_A_STATE, check=False
+            process = subprocess.Popen(  # noqa: S603 - the operator's own command
+                [*self.module, state, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise RuntimeFailureError(
@@ -178,29 +236,48 @@ class Target:
                 where=self.module[0],
                 hint="Install icis-class-update, of the fleet scripts, and make it executable.",
             ) from error
-        if done.returncode == 0:
+        with process:
+            try:
+                _, stderr = process.communicate(timeout=_SECONDS_OF_A_STATE)
+            except subprocess.TimeoutExpired:  # such as a health check that hangs: the server must hear of it
+                _kill(process)
+                return False, (f"{state}: it had not ended after {_SECONDS_OF_A_STATE} seconds.",)
+            except BaseException:
+                _kill(process)
+                raise
+        if process.returncode == 0:
             return True, ()
-        lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-        last = printable(lines[-1], max_length=MAX_REASON) if lines else f"exit code {done.returncode}"
+        lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        last = printable(lines[-1], max_length=MAX_REASON) if lines else f"exit code {process.returncode}"
         return False, (f"{state}: {last}",)
 
-    def _decide(self, action: str, succeeded: bool, details: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
-        """Write down what became of an action, before anybody hears of it."""
+    def _decide(
+        self, action: str, succeeded: bool, details: tuple[str, ...], *, after: str | None = None
+    ) -> tuple[bool, tuple[str, ...]]:
+        """Write down what became of an action, before anybody hears of it; then call the module's state `after`."""
         told = {"action": action, "succeeded": succeeded, "details": list(details)}
         write_file(self.work / "decided", json.dumps(told).encode())
-        shutil.rmtree(self.work / "current", ignore_errors=True)
+        if after is not None:
+            self._call(after, self._current)
+        shutil.rmtree(self._current, ignore_errors=True)
         return succeeded, details
 
     def _decided(self, action: str) -> tuple[bool, tuple[str, ...]] | None:
         told = _noted(self.work / "decided")
         try:
             fields = json.loads(told)
-            return (bool(fields["succeeded"]), tuple(fields["details"])) if fields["action"] == action else None
-        except (ValueError, KeyError, TypeError):
+            details = tuple(map(str, fields["details"]))
+            return (bool(fields["succeeded"]), details) if fields["action"] == action else None
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def _begun(self) -> str:
-        return _noted(self.work / "begun").decode("utf-8", "replace")
+    def _is_begun(self, action: str) -> bool:
+        """Say whether this action, and none after it, was begun, and what it left is still there."""
+        return _noted(self.work / "begun").decode("utf-8", "replace") == action and self._current.is_dir()
+
+    @property
+    def _current(self) -> Path:
+        return self.work / "current"
 
     @property
     def _auth(self) -> dict[str, str]:
@@ -236,6 +313,15 @@ class Target:
         # 410: the server has closed the action meanwhile, so there is nobody left to tell.
         if answer.status not in {200, 201, 202, 204, 410}:
             raise refusal(answer, wanted="ear to the device", hint=_hint_of(answer))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a module with the commands that it started, of which one could change the bundle after a rollback."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
 
 def _noted(path: Path) -> bytes:

@@ -236,6 +236,9 @@ class Repository:
     def pull_updates(self, artifact: Artifact, folder: Path) -> tuple[Path, ...]:
         """Put the class updates of an artifact into a folder, such as an inbox; each appears there whole.
 
+        They come in the order of their names, in which an inbox applies them: one that came before the one that it
+        follows would be refused, and gone. Other clients list files as they were given.
+
         Args:
             artifact: From `resolve`.
             folder: Must exist. A file of the same name is replaced.
@@ -264,7 +267,8 @@ class Repository:
                     where=str(self.reference),
                     hint="Push it again with such a name.",
                 )
-        return tuple(self._pull_file(layer, folder) for layer in artifact.layers)
+        layers = sorted(artifact.layers, key=lambda layer: layer.title)
+        return tuple(self._pull_file(layer, folder) for layer in layers)
 
     def pull_bundle(self, artifact: Artifact, folder: Path) -> tuple[Path, ...]:
         """Put the bundle of an artifact into a new folder, which appears whole.

@@ -206,6 +206,8 @@ class _Run:
             if is_of_the_device(reason, self._folder):
                 self.fault = reason
                 break
+            if data and self._was_taken(name, data):
+                continue
             is_half = isinstance(reason, CorruptFileError) and _is_fresh(status)
             if is_half and (until_rested or len(restless) < MAX_RESTLESS):
                 restless.append(name)
@@ -270,6 +272,23 @@ class _Run:
             reason = error.strerror or str(error)
             raise LoadError(f"It cannot be read: {reason}.", found=reason, expected="a readable file") from error
         return b"".join(pieces)
+
+    def _was_taken(self, name: str, data: bytes) -> bool:
+        """Say whether another run, of a server perhaps, has taken this file since it was read, and others after it.
+
+        It would be refused as older than they are. The other run keeps its copy before the name leaves the inbox.
+        """
+        with suppress(OSError):
+            if os.access(name, os.F_OK, dir_fd=self._descriptor, follow_symlinks=False):
+                return False
+            done = os.open(DONE, _FOLDER_FLAGS | _NO_LINK, dir_fd=self._descriptor)
+            try:
+                descriptor = os.open(kept_name(name), _FILE_FLAGS, dir_fd=done)
+                with os.fdopen(descriptor, "rb") as file:
+                    return stat.S_ISREG(os.fstat(descriptor).st_mode) and file.read(len(data) + 1) == data
+            finally:
+                os.close(done)
+        return False
 
     def _leave(
         self,

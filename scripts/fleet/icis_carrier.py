@@ -15,14 +15,16 @@ are those of icis-deploy: 0 brought, or nothing new; 6 refused; 4 the server or 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from icis_deploy.carriers import hawkbit, oci, tuf_repository
 from icis_deploy.common.files import read_plain, write_file
 from icis_deploy.common.terminal_text import printable
-from icis_deploy.errors import ICISDeployError, LoadError, RuntimeFailureError
+from icis_deploy.errors import ICISDeployError, LoadError, RuntimeFailureError, UsageError
 
 MODULE = "/usr/share/mender/modules/v3/icis-class-update"
 MAX_SECRET_BYTES = 16384
@@ -33,11 +35,17 @@ def main() -> int:
     given = _parser().parse_args()
     run: Callable[[argparse.Namespace], str] = given.run
     try:
-        print(run(given))
+        said, stream, code = run(given), sys.stdout, 0
     except ICISDeployError as error:
-        print(f"Error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        said, stream, code = f"Error: {printable(' '.join(str(error).split()))}", sys.stderr, error.exit_code
+    # What was brought is there, and what was refused is refused, whether or not somebody can read of it.
+    try:
+        if stream is not None:
+            print(said, file=stream, flush=True)
+    except (OSError, UnicodeEncodeError):
+        with suppress(OSError), Path(os.devnull).open("w") as nothing:  # Python writes once more when it ends
+            os.dup2(nothing.fileno(), stream.fileno())
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,13 +88,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _repository(given: argparse.Namespace) -> oci.Repository:
     credentials = None
-    if given.user is not None and given.password_file is not None:
+    if (given.user is None) != (given.password_file is None):
+        raise UsageError(
+            "--user and --password-file are of use together alone.",
+            found="one of them",
+            expected="both, or none for a registry that lets everybody in",
+            hint="Give the other one as well.",
+        )
+    if given.user is not None:
         credentials = (given.user, _secret(given.password_file))
     return oci.Repository(oci.Reference.parse(given.reference), credentials)
 
 
 def _push_updates(given: argparse.Namespace) -> str:
-    sha256 = _repository(given).push({path.name: path for path in given.files}, oci.UPDATE_TYPE)
+    paths = {path.name: path for path in given.files}
+    unfit = next((path for path in given.files if path.suffix != ".icis" or paths[path.name] != path), None)
+    if unfit is not None:
+        raise UsageError(
+            f"{unfit} cannot be pushed under the name {unfit.name}.",
+            found=unfit.name,
+            expected="names that end in .icis, each for one file; folders are left out",
+            where=unfit,
+            hint="Rename it: devices take no other name, and apply files in the order of names.",
+        )
+    sha256 = _repository(given).push(paths, oci.UPDATE_TYPE)
     return f"{given.reference}@sha256:{sha256}"
 
 
@@ -98,8 +123,10 @@ def _push_bundle(given: argparse.Namespace) -> str:
 def _pull_updates(given: argparse.Namespace) -> str:
     repository, brought = _repository(given), given.state / "brought"
     artifact = repository.resolve()
-    if brought.is_file() and brought.read_bytes() == artifact.sha256.encode():
-        return "nothing new"
+    with suppress(LoadError):  # without the note, or with a damaged one, it is brought again, which a device notices
+        note = read_plain(brought, max_bytes=MAX_SECRET_BYTES, what="note of the carrier", error_type=LoadError)
+        if note == artifact.sha256.encode():
+            return "nothing new"
     paths = repository.pull_updates(artifact, given.inbox)
     _make(given.state)
     write_file(brought, artifact.sha256.encode())

@@ -73,6 +73,27 @@ def test_mender_installs_and_commits_an_artifact_of_several_files(bundle, key, t
     assert [listed.name for listed in classes(bundle).classes][-2:] == ["okapi", "bongo"]
 
 
+def test_mender_keeps_the_version_of_before_on_the_disk_itself_before_anything_is_applied(bundle, key, tmp_path):
+    """A rename that is not synced may be lost with the power: no rollback would find back from the update."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    log = tmp_path / "log"
+    before = tmp_path / "work" / "tmp" / "version-before"
+    for name, text in {
+        "sync": f"[ ! -e {before} ] || echo synced >>{log}",
+        "icis-deploy": f'[ "$1" != apply ] || echo applied >>{log}\nexec {COMMAND} "$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    work = artifact(tmp_path / "work", {"1.icis": signed_bytes(make_update("okapi"), key.private_path)})
+
+    path = f"{tools}:{os.environ['PATH']}"
+    result = shell("icis-class-update", "ArtifactInstall", work, bundle=bundle, PATH=path, ICIS_DEPLOY="icis-deploy")
+
+    assert result.returncode == 0, result.stderr
+    assert log.read_text().split()[:2] == ["synced", "applied"]
+
+
 def test_mender_rolls_back_what_was_applied_and_nothing_else_however_often_it_asks(bundle, key, tmp_path):
     before = signed_bytes(make_update("okapi", version=1), key.private_path)
     (tmp_path / "before.icis").write_bytes(before)

@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -236,7 +237,8 @@ class Store:
                 f"The journal names {path}, which cannot be read: {error.strerror or error}.",
                 found=error.strerror or str(error),
                 where=path,
-                hint="`Device.rollback()` goes to the state before.",
+                # What another user may read is not lost, and to roll back would lose it.
+                hint=_GIVE_ACCESS if error.errno in _NO_ACCESS else "`Device.rollback()` goes to the state before.",
             ) from error
         if FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) != entry:
             raise CorruptFileError(
@@ -306,7 +308,11 @@ class Store:
                 f"Cannot read the trusted key {path}: {error.strerror or error}.",
                 found=error.strerror or str(error),
                 where=path,
-                hint="Put a key that `keygen()` wrote in its place, or remove it.",
+                hint=(
+                    _GIVE_ACCESS
+                    if error.errno in _NO_ACCESS
+                    else "Put a key that `keygen()` wrote in its place, or remove it."
+                ),
             ) from error
         try:
             return public_key_from_pem(text)
@@ -456,7 +462,7 @@ class Store:
                     f"Could not write to {self._folder}: {error.strerror or error}. {self._outcome(before, after)}",
                     found=error.strerror or str(error),
                     where=self._folder,
-                    hint="Free some space, or make the disk writable.",
+                    hint=_GIVE_ACCESS if error.errno in _NO_ACCESS else "Free some space, or make the disk writable.",
                 ) from error
             raise
         with suppress(OSError):  # the change is committed; the next one removes them
@@ -607,3 +613,7 @@ class Store:
 
     def _slots_path(self, entry: FileEntry) -> Path:
         return self._folder / _slots_name(entry)
+
+
+_NO_ACCESS = frozenset({errno.EACCES, errno.EPERM})
+_GIVE_ACCESS = "Run it as the user that the bundle belongs to, or give that user the file or folder."

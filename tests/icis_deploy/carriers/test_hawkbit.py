@@ -417,6 +417,147 @@ def test_the_script_says_what_became_of_the_action(server, target, bundle, key, 
     assert classes(bundle).version == 1
 
 
+@pytest.fixture
+def lose_power(target, monkeypatch):
+    """Return what ends a poll after a state of the module as a power cut would, with nothing done after it."""
+
+    class PowerCut(BaseException):
+        pass
+
+    def lose(state):
+        call = Target._call
+
+        def cut(self, called, folder):
+            done = call(self, called, folder)
+            if called == state:
+                raise PowerCut
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Target, "_call", cut)
+            with pytest.raises(PowerCut):
+                target.poll()
+
+    return lose
+
+
+def two_updates(key):
+    return {str(n): signed_bytes(make_update(f"class {n}", version=n), key.private_path) for n in (1, 2)}
+
+
+def test_an_action_that_is_cancelled_half_way_is_rolled_back_before_the_server_hears(
+    server, target, bundle, key, lose_power
+):
+    server.deploy("12", **two_updates(key))
+    lose_power("ArtifactInstall")
+    assert classes(bundle).version == 2
+    server.is_cancelled = True
+
+    assert target.poll().succeeded is None
+
+    assert results(server) == [("cancelAction", "closed", "success")]
+    assert server.feedback[0][1]["details"] == ["It had begun, and was rolled back."]
+    assert classes(bundle).version == 0
+
+
+def test_an_action_that_is_cancelled_half_way_and_cannot_be_rolled_back_is_not_called_cancelled(
+    server, target, key, lose_power
+):
+    server.deploy("12", **two_updates(key))
+    lose_power("ArtifactInstall")
+    server.is_cancelled = True
+    target.module = ["/bin/sh", "-c", "echo no disk >&2; false"]
+
+    target.poll()
+
+    assert results(server) == [("cancelAction", "rejected", "none")]
+    assert server.feedback[0][1]["details"][1] == "ArtifactRollback: no disk"
+
+
+@pytest.mark.parametrize("state", ["ArtifactCommit", "Cleanup"])
+def test_power_that_fails_at_the_end_of_an_installation_changes_no_result(
+    state, server, target, bundle, key, lose_power
+):
+    server.deploy("12", **two_updates(key))
+    lose_power(state)
+    assert (classes(bundle).version, server.feedback) == (2, [])
+
+    assert target.poll().succeeded is True
+
+    assert results(server) == [("deploymentBase", "closed", "success")]
+    assert [entry.version for entry in history(bundle)] == [1, 2]
+
+
+def test_a_file_that_changed_when_an_installation_goes_on_takes_back_what_was_applied(
+    server, target, bundle, key, lose_power
+):
+    server.deploy("12", **two_updates(key))
+    lose_power("ArtifactInstall")
+    server.changed_on_the_way = {"2.icis": b"!" * len(server.files["2.icis"])}
+
+    assert target.poll().succeeded is False
+
+    assert server.feedback[0][1]["details"][1] == "Rolled back."
+    assert classes(bundle).version == 0
+
+
+def test_a_second_poll_leaves_the_first_one_alone(server, target, bundle, key):
+    server.deploy("12", **two_updates(key))
+    second: list[str] = []
+    call = target._call
+
+    def while_it_installs(state, folder):
+        if state == "ArtifactCommit":
+            with pytest.raises(RuntimeFailureError) as refused:
+                target.poll()
+            second.append(str(refused.value))
+        return call(state, folder)
+
+    first = Target(
+        url=target.url, controller=target.controller, authorization=TOKEN, module=target.module, work=target.work
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, "_call", lambda _self, state, folder: while_it_installs(state, folder))
+        assert first.poll().succeeded is True
+
+    assert second == [f"Another poll works in {target.work}. Wait until it has ended; it tells the server what it did."]
+    assert (classes(bundle).version, results(server)) == (2, [("deploymentBase", "closed", "success")])
+
+
+def test_a_health_check_that_hangs_is_rolled_back_with_all_that_it_started(
+    server, target, bundle, key, monkeypatch, tmp_path
+):
+    health = tmp_path / "health"
+    health.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 300\n")
+    health.chmod(0o755)
+    monkeypatch.setenv("ICIS_HEALTH", str(health))
+    server.deploy("12", new=signed_bytes(make_update("okapi"), key.private_path))
+    call = Target._call
+
+    def patiently(self, state, folder):
+        monkeypatch.setattr(hawkbit, "_SECONDS_OF_A_STATE", 0.5 if state == "ArtifactCommit" else 600)
+        return call(self, state, folder)
+
+    monkeypatch.setattr(Target, "_call", patiently)
+    assert target.poll().succeeded is False
+
+    assert "had not ended" in server.feedback[0][1]["details"][0]
+    assert classes(bundle).version == 0
+    if (tmp_path / "pid").exists():  # on a busy machine it may not have come so far
+        status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+        assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("note", [b"[" * 60_000, b'{"action": "12", "succeeded": true, "details": 3}', b"\xff"])
+def test_a_damaged_note_is_none(note, server, target, bundle, key):
+    (target.work / "decided").write_bytes(note)
+    server.deploy("12", new=signed_bytes(make_update("okapi"), key.private_path))
+
+    assert target.poll().succeeded is True
+
+    assert classes(bundle).version == 1
+
+
 def test_limits_hold_before_anything_is_fetched(server, target, monkeypatch):
     monkeypatch.setattr(hawkbit, "MAX_UPDATE_BYTES", 3)
     server.deploy("12", one=b"xx", two=b"xx")

@@ -272,6 +272,70 @@ def test_a_place_that_is_no_address_is_named(place, tmp_path):
             repository.push(written(tmp_path / "out", new=b"x"), UPDATE_TYPE)
 
 
+def test_updates_come_in_the_order_in_which_an_inbox_applies_them(tmp_path):
+    """Oras lists files as it was given them; an inbox that is watched takes each one as it appears."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path.rpartition(":")[2])
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, *_arguments):
+            pass
+
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    layers = tuple(Layer(title, 1, sha256) for title in ("3.icis", "1.icis", "2.icis"))
+    with serving(Handler) as url:
+        repository = Repository(Reference.parse(f"{url.removeprefix('http://')}/a:1"))
+        paths = repository.pull_updates(Artifact(UPDATE_TYPE, layers, "0" * 64), tmp_path)
+
+    assert [path.name for path in paths] == ["1.icis", "2.icis", "3.icis"]
+    assert len(asked) == 3
+
+
+def run_script(*arguments, **streams):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], text=True, check=False, timeout=60, **streams)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a/8.icis", "b/8.icis"], "a/8.icis cannot be pushed under the name 8.icis"),
+        (["8.txt"], "8.txt cannot be pushed under the name 8.txt"),
+        (["8.icis", "--user", "camera"], "--user and --password-file are of use together alone"),
+    ],
+)
+def test_the_script_pushes_nothing_that_was_not_meant(arguments, reason):
+    done = run_script("push-updates", "127.0.0.1:9/a:1", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    assert (done.returncode, done.stdout) == (UsageError.exit_code, "")
+    assert done.stderr.startswith(f"Error: {reason}")
+    assert done.stderr.count("\n") == 1
+
+
+@needs_registry
+def test_an_update_is_brought_whether_or_not_somebody_can_read_of_it(reference, tmp_path):
+    Repository(reference).push(written(tmp_path / "out", new=b"update"), UPDATE_TYPE)
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "state" / "brought").mkdir(parents=True)  # damaged, too
+    pull = ("pull-updates", reference, tmp_path / "inbox", "--state", tmp_path / "state")
+
+    assert run_script(*pull, stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == StorageError.exit_code
+    (tmp_path / "state" / "brought").rmdir()
+    with Path("/dev/full").open("w") as full:
+        done = run_script(*pull, stdout=full, stderr=subprocess.PIPE)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "inbox" / "new.icis").read_bytes() == b"update"
+    with Path("/dev/full").open("w") as full:
+        done = run_script("pull-updates", "none", tmp_path, "--state", tmp_path, stdout=full, stderr=full)
+    assert done.returncode == UsageError.exit_code
+
+
 @needs_registry
 def test_half_a_bundle_leaves_no_folder(registry, reference, tmp_path):
     bundle = write_bundle(tmp_path / "bundle")

@@ -76,6 +76,35 @@ def test_a_file_that_its_carrier_took_back_is_nobodys_business(call, inbox, bund
     assert not (inbox / "refused").exists()
 
 
+def test_a_file_that_another_run_takes_meanwhile_is_not_called_refused(inbox, bundle_folder, monkeypatch):
+    """A server that watches the inbox, and the command: the second found an update older than what is on."""
+    real, others = Device.apply, []
+
+    def apply(self, data):
+        if not others:
+            others.append(None)
+            others.append(process_inbox(inbox, bundle_folder))
+        return real(self, data)
+
+    monkeypatch.setattr(Device, "apply", apply)
+    report = process_inbox(inbox, bundle_folder)
+
+    assert results(others[1]) == [("1.icis", True), ("2.icis", True)]
+    assert (results(report), report.fault, report.num_left) == ([], None, 0)
+    assert not (inbox / "refused").exists()
+
+
+def test_an_old_file_that_its_carrier_takes_back_is_refused_all_the_same(inbox, bundle_folder, monkeypatch):
+    process_inbox(inbox, bundle_folder)
+    data = (inbox / "done" / "1.icis").read_bytes()
+    (inbox / "other.icis").write_bytes(data)
+    real = Device.apply
+    monkeypatch.setattr(Device, "apply", lambda self, data: ((inbox / "other.icis").unlink(), real(self, data))[1])
+
+    assert results(process_inbox(inbox, bundle_folder)) == [("other.icis", False)]
+    assert (inbox / "refused" / "other.icis").read_bytes() == data
+
+
 def test_a_file_that_became_a_pipe_is_not_waited_for(inbox, bundle_folder, before_call):
     def exchange() -> None:
         (inbox / "1.icis").unlink()

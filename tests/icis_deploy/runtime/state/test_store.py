@@ -20,6 +20,7 @@ from icis_deploy.common.background_thread import BackgroundThread, BegunCall
 from icis_deploy.errors import (
     BundleError,
     CorruptFileError,
+    ICISDeployError,
     ICISDeployWarning,
     IncompatibleError,
     SignatureError,
@@ -27,6 +28,7 @@ from icis_deploy.errors import (
 )
 from icis_deploy.head.slots import empty_slots
 from icis_deploy.runtime.device import Device, state_of
+from icis_deploy.runtime.operations import classes
 from icis_deploy.runtime.state import store as store_module
 from icis_deploy.runtime.state.filesystem import OSFileSystem
 from icis_deploy.runtime.state.journal import initial_journal
@@ -521,6 +523,21 @@ def test_a_missing_slot_table_is_refused_by_name(updated):
 
     with pytest.raises(BundleError, match=r"The journal names .*slots-\w+\.safetensors, which cannot be read: No such"):
         Device.open(updated)
+
+
+@pytest.mark.parametrize("pattern", ["state/slots-*", "trust/*"])
+def test_a_file_of_another_user_is_neither_rolled_back_from_nor_removed(pattern, updated, monkeypatch):
+    refused, read = set(updated.glob(pattern)), OSFileSystem.read
+
+    def refuse(self, wanted, max_bytes):
+        if wanted in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read(self, wanted, max_bytes)
+
+    monkeypatch.setattr(OSFileSystem, "read", refuse)
+    with pytest.raises(ICISDeployError, match="Permission denied") as caught:
+        classes(updated)
+    assert caught.value.hint.startswith("Run it as the user that the bundle belongs to")
 
 
 @pytest.mark.parametrize("at", [0, 30, 200, -10, -1])
