@@ -11,7 +11,7 @@ from icis_deploy.api.followed_state import binding_to
 from icis_deploy.api.inputs import PathLike
 from icis_deploy.bundle.manifest import load_bundle
 from icis_deploy.common.files import path_from, read_plain, write_file
-from icis_deploy.common.given import check_flag, check_time, whole_number
+from icis_deploy.common.given import check_flag, whole_number
 from icis_deploy.errors import CorruptFileError, SignatureError
 from icis_deploy.runtime.state.bundle_trust import check_as_delivered, signed_files, verify_bundle_signature
 from icis_deploy.updates import signing
@@ -83,8 +83,6 @@ def sign(
     """
     target = None if out is None else path_from(out, name="out")
     version = None if version is None else whole_number(version, name="version")
-    if expires is not None:
-        check_time(expires, name="expires")
     check_flag(complete, name="complete")
     check_flag(force, name="force")
     binding = None
@@ -224,8 +222,6 @@ def rotate_keys(
         UsageError: If `out` exists, or no device would take the file under these terms.
         StorageError: If it cannot be written.
     """
-    if expires is not None:
-        check_time(expires, name="expires")
     return signing.rotate_keys(
         key_paths(trust, name="trust"),
         partial(open_signer, key),

@@ -29,6 +29,13 @@ def row_labels(values: object) -> tuple[Any, ...] | None:
     return tuple(index) if hasattr(values, "to_numpy") and isinstance(index, Iterable) else None
 
 
+def misplaced_labels(rows: object, class_names: Sequence[object]) -> tuple[Any, ...]:
+    """Return what the rows of a table of pandas are called, if that is text and not the classes in their order."""
+    labels = row_labels(rows) or ()
+    has_names = any(isinstance(label, str) for label in labels)
+    return labels if has_names and labels != tuple(class_names) else ()
+
+
 def check_row_order(rows: object, class_names: Sequence[object], *, name: str) -> None:
     """Raise `IncompatibleError` if rows are a table of pandas that names them otherwise than the classes are.
 
@@ -37,8 +44,7 @@ def check_row_order(rows: object, class_names: Sequence[object], *, name: str) -
         class_names: Which class each row is said to belong to.
         name: What the rows are, for the error message.
     """
-    labels = row_labels(rows) or ()
-    if any(isinstance(label, str) for label in labels) and labels != tuple(class_names):
+    if labels := misplaced_labels(rows, class_names):
         raise IncompatibleError(
             f"The {name} are named {shown(labels)}; the class names are {shown(tuple(class_names))}.",
             found=labels,

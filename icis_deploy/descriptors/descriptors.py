@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icis_deploy.common.arrays import Bool, Float32, frozen_float32, row_labels, same_value
+from icis_deploy.common.arrays import Bool, Float32, frozen_float32, misplaced_labels, same_value
 from icis_deploy.common.closest import did_you_mean
 from icis_deploy.common.given import ordered_items
 from icis_deploy.errors import ClassConflictError, DescriptorError
@@ -131,8 +131,8 @@ class Descriptors:  # noqa: PLW1641 - compared, never a key
 
     def _check_row_labels(self) -> None:
         """Refuse a table of pandas whose rows have names of their own, in another order than the classes."""
-        labels = row_labels(self.values)
-        if labels is None or labels == self.class_names or not any(isinstance(label, str) for label in labels):
+        labels = misplaced_labels(self.values, self.class_names)
+        if not labels:
             return
         raise DescriptorError(
             f"The rows of the values are named {quoted(labels)}; the class names are {quoted(self.class_names)}.",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icis_deploy.common.files import check_free, path_from, read_plain, write_failure, write_file
-from icis_deploy.common.given import whole_number
+from icis_deploy.common.given import check_time, whole_number
 from icis_deploy.common.json_fields import json_from_time
 from icis_deploy.common.terminal_text import shown
 from icis_deploy.errors import (
@@ -434,14 +434,10 @@ def _check_terms(version: int | None, expires: datetime | None) -> None:
             expected=f"1 to {MAX_VERSION}",
             hint="Give another `version`.",
         )
-    if expires is not None and not isinstance(expires, datetime):
-        raise UsageError(
-            f"`expires` is {shown(expires)}, of type {type(expires).__name__}; expected a time in UTC.",
-            found=type(expires).__name__,
-            expected="a datetime in UTC",
-            hint="Give `expires` as a time with a time zone.",
-        )
-    if expires is None or expires.tzinfo is None:  # the value that holds it refuses a time without a zone
+    if expires is None:
+        return
+    check_time(expires, name="expires")
+    if expires.tzinfo is None:  # the value that holds it refuses a time without a zone
         return
     if expires <= (now := datetime.now(timezone.utc)):
         raise UsageError(
